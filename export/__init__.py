@@ -1,0 +1,1 @@
+"""Checkpoint → ONNX → FP8 ONNX. `python -m export --help`."""

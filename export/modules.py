@@ -1,0 +1,170 @@
+"""The torch modules that are traced: each component of the contract around its part of the checkpoint.
+
+They own what the graph must look like where the libraries' own forward would put something into it
+that does not belong there.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import export.quiet  # noqa: F401  isort: skip
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, CLIPTextModelWithProjection, T5EncoderModel
+
+from mmdit.contract import TEXT_ENCODERS
+from mmdit.family import PARTS
+
+
+class ClipTextEncoder(nn.Module):
+    """`input_ids` [rows, 77] → `hidden` [rows, 77, D] of the penultimate layer, `pooled` [rows, P]."""
+
+    def __init__(self, model: CLIPTextModelWithProjection) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.model(input_ids, output_hidden_states=True)
+        return output.hidden_states[-2], output.text_embeds
+
+
+class T5TextEncoder(nn.Module):
+    """`input_ids` [rows, S] → `hidden` [rows, S, D], without an attention mask as in SD3.
+
+    Runs the blocks' layers itself: transformers' T5Block clamps FP16 infinities with `isinf(...).any()`
+    over the whole batch, which would hide overflow in the engine and make each row depend on the others.
+    """
+
+    def __init__(self, model: T5EncoderModel) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.encoder.embed_tokens(input_ids)
+        position_bias = None  # made by the first layer, shared by the others
+        for block in self.encoder.block:
+            attention, feed_forward = block.layer
+            hidden, position_bias, _ = attention(hidden, position_bias=position_bias)
+            hidden = feed_forward(hidden)
+        return self.encoder.final_layer_norm(hidden)
+
+
+class Mmdit(nn.Module):
+    """One evaluation of the velocity; `timestep` [rows, 1] is sigma × 1000, each row its own."""
+
+    def __init__(self, model: SD3Transformer2DModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        return self.model(
+            hidden_states=latent,
+            timestep=timestep.squeeze(1),
+            encoder_hidden_states=context,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
+
+
+class VaeDecoder(nn.Module):
+    """`latent` [rows, C, h, w], already scaled and shifted → `image` [rows, 3, 8h, 8w] in about [-1, 1]."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.model.decode(latent, return_dict=False)[0]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Attention over [rows, heads, tokens, head size], written out as TensorRT fuses it.
+
+    The scale stands before the first product (which also keeps the scores in FP16's range), and there
+    are no casts: MatMul, Softmax, MatMul in one dtype.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if scale != 1.0:
+        query = query * scale
+    scores = query @ key.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        tokens = int(query.shape[-2])
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores + torch.full((tokens, tokens), lowest, dtype=scores.dtype).triu(1)
+    return scores.softmax(-1) @ value
+
+
+def _transformers_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool = False,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    output = attention(query, key, value, scale=scaling, bias=position_bias, causal=is_causal)
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("mmdit_trt", _transformers_attention)
+
+
+@contextlib.contextmanager
+def explicit_attention() -> Iterator[None]:
+    """Let diffusers' models call `attention` in place of torch's fused one while a graph is traced."""
+
+    def replacement(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> Tensor:
+        return attention(query, key, value, scale=scale, bias=attn_mask, causal=is_causal)
+
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", replacement):
+        yield
+
+
+_LOADERS = {
+    "clip_l": (ClipTextEncoder, CLIPTextModelWithProjection),
+    "clip_g": (ClipTextEncoder, CLIPTextModelWithProjection),
+    "t5": (T5TextEncoder, T5EncoderModel),
+    "mmdit": (Mmdit, SD3Transformer2DModel),
+    "vae_decoder": (VaeDecoder, AutoencoderKL),
+}
+
+
+def load_module(component: str, checkpoint: Path, dtype: torch.dtype) -> nn.Module:
+    """A component's module in evaluation mode, with its weights from the checkpoint's safetensors."""
+    wrapper, library_class = _LOADERS[component]
+    own_attention = {"attn_implementation": "mmdit_trt"} if component in TEXT_ENCODERS else {}
+    model = library_class.from_pretrained(
+        checkpoint / PARTS[component],
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        **own_attention,
+    )
+    # `eval` on the wrapper: the exporter restores the wrapper's mode, and with it dropout. `to` once
+    # more: transformers keeps some layers in FP32.
+    return wrapper(model).to(dtype).eval().requires_grad_(False)

@@ -1,0 +1,52 @@
+"""The calibration prompt set, and how much of it to run."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmdit.errors import QuantizationError
+from mmdit.family import Family
+
+PROMPTS = Path(__file__).with_name("calibration_prompts.tsv")
+
+
+class CalibrationSettings(BaseModel):
+    """How much to calibrate. `size` is height and width in pixels; seeds count up from `seed`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompts: int = Field(default=128, ge=1)
+    steps: int = Field(default=8, ge=1)
+    batch: int = Field(default=16, ge=1)
+    seed: int = Field(default=0, ge=0)
+    size: int
+    guidance_scale: float
+
+    @classmethod
+    def for_family(cls, family: Family, **given: int | None) -> "CalibrationSettings":
+        """The defaults for a family, with what was `given` in their place.
+
+        Without guidance in the family's defaults, the negative prompt's rows are calibrated too.
+        """
+        values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        scale = family.guidance_scale if family.guidance_scale > 1 else 2.0
+        try:
+            settings = cls(size=family.default_size, guidance_scale=scale, **values)
+        except ValueError as error:
+            raise QuantizationError(f"calibration settings {values} are wrong: {error}") from None
+        available = len(calibration_prompts())
+        if settings.prompts > available:
+            raise QuantizationError(
+                f"{settings.prompts} calibration prompts were asked for, but {PROMPTS.name} has {available}"
+            )
+        return settings
+
+
+def calibration_prompts() -> list[tuple[str, str]]:
+    """The project's (prompt, negative prompt) pairs."""
+    with PROMPTS.open(encoding="utf-8", newline="") as stream:
+        rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        next(rows)
+        return [(prompt, negative) for prompt, negative in rows]

@@ -1,0 +1,67 @@
+"""Progress of long work on stderr: a bar on a terminal, a line every ten seconds in a log."""
+
+import sys
+import time
+from types import TracebackType
+
+
+class Progress:
+    """A labelled bar over `total` units; says at the end how long the work took.
+
+    Use it as a context manager; `update(done)` sets, `advance()` adds.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "") -> None:
+        self.label = label
+        self.total = max(total, 1)
+        self.unit = unit
+        self.done = 0
+        self._start = time.monotonic()
+        self._printed = self._start
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        self._print(end=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.done = self.total
+            self._print(end=True)
+        elif self._terminal:
+            print(file=sys.stderr)
+
+    def advance(self, units: int = 1) -> None:
+        """Add `units` of finished work."""
+        self.update(self.done + units)
+
+    def update(self, done: int) -> None:
+        """Set the finished work to `done` units."""
+        self.done = done
+        now = time.monotonic()
+        if now - self._printed >= (0.1 if self._terminal else 10):
+            self._printed = now
+            self._print(end=False)
+
+    def _print(self, *, end: bool) -> None:
+        seconds = time.monotonic() - self._start
+        counted = f"{self.done}/{self.total} {self.unit}".strip()
+        if end:
+            text = f"{self.label}: {counted}, {seconds:.1f} s"
+        elif self.done and self.done < self.total:
+            left = seconds / self.done * (self.total - self.done)
+            text = f"{self.label}: {counted}, {left:.0f} s left"
+        else:
+            text = f"{self.label}: {counted}"
+        if not self._terminal:
+            if self.done or not end:
+                print(text, file=sys.stderr, flush=True)
+            return
+        filled = 24 * self.done // self.total
+        bar = "█" * filled + "·" * (24 - filled)
+        print(f"\r\x1b[K{bar} {text}", end="\n" if end else "", file=sys.stderr, flush=True)

@@ -1,0 +1,55 @@
+"""The denoise loop: `execute` admits requests and returns; one thread steps through them all."""
+
+import threading
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from inside import triton
+from inside.denoise import Limits, denoising_from, vae_latent
+from inside.schedule import StepScheduler
+
+
+class TritonPythonModel:
+    """See the contract for its tensors."""
+
+    def initialize(self, args):
+        self.model = triton.Model(args)
+        self.limits = Limits.from_settings(self.model.settings, int(self.model.parameters["max_steps"]))
+        self.scheduler = StepScheduler(self.velocity, int(self.model.parameters["max_requests"]))
+        self.thread = threading.Thread(target=self.scheduler.run, name="steps")
+        self.thread.start()
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                denoising = denoising_from(self.model.inputs(request), self.limits)
+                denoising.is_cancelled = sender.is_cancelled
+                denoising.on_end = lambda ended, error, sender=sender: self.answer(sender, ended, error)
+                self.scheduler.submit(denoising)
+            except Exception as error:
+                self.send(sender, triton.error_response(error))
+        return None
+
+    def velocity(self, latent, timestep, context, pooled):
+        inputs = {"latent": latent, "timestep": timestep, "context": context, "pooled": pooled}
+        return triton.call("mmdit", inputs, ["velocity"])["velocity"]
+
+    def answer(self, sender, denoising, error):
+        if error is None and not np.isfinite(denoising.latents).all():
+            error = ArithmeticError(f"the latents overflowed at step {denoising.step}: the engine is at fault")
+        if error is not None:
+            return self.send(sender, triton.error_response(error))
+        outputs = {
+            "latents": denoising.latents,
+            "vae_latent": vae_latent(denoising.latents, self.limits),
+            "used_seed": triton.one(denoising.seed, np.int64),
+        }
+        return self.send(sender, triton.response(outputs))
+
+    def send(self, sender, answer):
+        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def finalize(self):
+        self.scheduler.close()
+        self.thread.join()

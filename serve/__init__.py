@@ -1,0 +1,1 @@
+"""Engines → Triton repository → running server → client. `python -m serve --help`."""

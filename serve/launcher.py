@@ -1,0 +1,230 @@
+"""Start a Triton server over a packaged repository, wait until every model is ready, stop it cleanly.
+
+The server is the `tritonserver` on PATH, as in NVIDIA's container; without one, the server that the
+`nvidia-pytriton` wheel carries (Linux x86-64, CPU, Python and ensemble backends).
+"""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tritonclient.grpc as triton
+
+from mmdit.errors import ServerError
+from mmdit.progress import Progress
+
+CACHE_BYTES = 256 * 1024 * 1024  # of the response cache, which holds text-encoder answers
+EXIT_TIMEOUT = 20  # seconds that requests in flight get to finish after a stop
+START_TIMEOUT = 600  # seconds; engines of several GB are read from disk
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The server's three ports."""
+
+    grpc: int = 8001
+    http: int = 8000
+    metrics: int = 8002
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Three ports that nothing listens on at this moment."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            return cls(*(each.getsockname()[1] for each in sockets))
+
+    def check_free(self) -> None:
+        """Raise ServerError naming the port that another process listens on."""
+        ports = {"GRPC_PORT": self.grpc, "HTTP_PORT": self.http, "METRICS_PORT": self.metrics}
+        if len(set(ports.values())) != len(ports):
+            raise ServerError(f"the three ports must differ, not {ports}")
+        for name, port in ports.items():
+            if not 0 < port < 65536:
+                raise ServerError(f"{name}={port} is no port: expected 1 to 65535")
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("0.0.0.0", port))
+                except OSError as error:
+                    raise ServerError(
+                        f"port {port} cannot be used ({error.strerror}): stop what listens there, or "
+                        f"choose another with {name}=…"
+                    ) from None
+
+
+class Server:
+    """A running Triton server; `stop` it, or use `running`."""
+
+    def __init__(self, repository: Path, ports: Ports, log: Path) -> None:
+        """Start the process; see `wait_until_ready`.
+
+        Raises ServerError when no server can run here, or a port is taken.
+        """
+        if not (repository / "manifest.json").is_file():
+            raise ServerError(f"{repository} is no packaged repository: run `make repository` first")
+        ports.check_free()
+        self.repository = repository
+        self.ports = ports
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command, environment = _server_command(log.parent)
+        with log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [
+                    *command,
+                    f"--model-repository={repository}",
+                    f"--grpc-port={ports.grpc}",
+                    f"--http-port={ports.http}",
+                    f"--metrics-port={ports.metrics}",
+                    f"--cache-config=local,size={CACHE_BYTES}",
+                    f"--exit-timeout-secs={EXIT_TIMEOUT}",
+                ],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process alone; it stops the server
+                preexec_fn=_die_with_parent,
+            )
+
+    def wait_until_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until every model of the repository answers; raises ServerError with the log's reason."""
+        models = sorted(path.parent.name for path in self.repository.glob("*/config.pbtxt"))
+        deadline = time.monotonic() + timeout
+        waiting = list(models)
+        with (
+            triton.InferenceServerClient(f"localhost:{self.ports.grpc}") as client,
+            Progress("starting Triton", total=len(models), unit="models") as progress,
+        ):
+            while waiting:
+                if self._process.poll() is not None:
+                    raise ServerError(
+                        f"the Triton server ended with status {self._process.returncode}: "
+                        f"{self._reason()} (log: {self.log})"
+                    )
+                if time.monotonic() > deadline:
+                    raise ServerError(
+                        f"{', '.join(waiting)} not ready after {timeout:.0f} s (log: {self.log})"
+                    )
+                with contextlib.suppress(triton.InferenceServerException):
+                    waiting = [name for name in waiting if not client.is_model_ready(name)]
+                progress.update(len(models) - len(waiting))
+                if waiting:
+                    time.sleep(0.1)
+
+    def poll(self) -> int | None:
+        """The server's exit status, None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Let requests in flight finish, then end; kills the server when it does not obey."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(EXIT_TIMEOUT + 10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _reason(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if "error:" in line.lower() or line.startswith("E1")]
+        return (errors or lines or ["no output"])[-1].strip()
+
+
+@contextlib.contextmanager
+def running(repository: Path, ports: Ports, log: Path) -> Iterator[Server]:
+    """A server that is ready, stopped at the end of the block."""
+    server = Server(repository, ports, log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def serve(repository: Path, ports: Ports, log: Path) -> int:
+    """Serve until Ctrl-C, SIGTERM or the server's own end; returns the exit status."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    server = Server(repository, ports, log)
+    try:
+        server.wait_until_ready()
+        print(
+            f"serving {repository}\n  gRPC     localhost:{ports.grpc}\n  HTTP     "
+            f"localhost:{ports.http}\n  metrics  localhost:{ports.metrics}/metrics\n"
+            f"  log      {log}\nCtrl-C stops it",
+            flush=True,
+        )
+        while server.poll() is None:
+            time.sleep(0.2)
+        raise ServerError(f"the Triton server ended by itself: {server._reason()} (log: {log})")
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+        return 0
+    finally:
+        server.stop()
+
+
+def _server_command(work: Path) -> tuple[list[str], dict[str, str]]:
+    """The server's command and environment; `work` gets the wheel's backends."""
+    on_path = shutil.which("tritonserver")
+    if on_path:
+        return [on_path], dict(os.environ)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    spec = importlib.util.find_spec("pytriton")
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or not spec:
+        raise ServerError(
+            "no Triton server here: expected `tritonserver` on PATH (as in NVIDIA's container) or the "
+            f"nvidia-pytriton wheel on Linux x86-64, found {platform.system()} {platform.machine()}, "
+            f"Python {version}"
+        )
+    assert spec.origin
+    package = Path(spec.origin).parent
+    stub = package / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(f"the nvidia-pytriton wheel has no Python backend for Python {version}")
+    # The wheel's own folder may be read-only, and its Python backend lacks the stub for this Python.
+    backends = work / f"triton-{importlib.metadata.version('nvidia-pytriton')}-py{version}"
+    if not backends.is_dir():
+        partial = work / f"{backends.name}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(package / "tritonserver/backends", partial / "backends")
+        shutil.copy2(stub, partial / "backends/python" / stub.name)
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(backends)
+        shutil.rmtree(partial, ignore_errors=True)
+    libraries = [str(package.parent / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+    environment = dict(os.environ)
+    environment["LD_LIBRARY_PATH"] = ":".join(
+        [*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+    )
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    command = [
+        str(package / "tritonserver/bin/tritonserver"),
+        f"--backend-directory={backends}/backends",
+        f"--cache-directory={package}/tritonserver/caches",
+    ]
+    return command, environment
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end the server when the process that started it dies (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
