@@ -39,11 +39,14 @@ def write_calibration(family: Family, checkpoint: Path, settings: CalibrationSet
     prompts = calibration_prompts()[: settings.prompts]
     batches = [prompts[start : start + settings.batch] for start in range(0, len(prompts), settings.batch)]
 
+    progress = Progress("calibrating", len(batches) * settings.steps, "steps of a batch")
+
+    def after_step(*_: Any) -> dict[str, Any]:
+        progress.advance()
+        return {}  # the pipeline's own tensors, unchanged
+
     def run_trajectories(_: Any) -> None:
-        with (
-            torch.no_grad(),
-            Progress("calibrating", len(prompts) * settings.steps, "prompt steps") as progress,
-        ):
+        with torch.no_grad(), progress:
             for index, batch in enumerate(batches):
                 pipeline(
                     prompt=[prompt for prompt, _ in batch],
@@ -55,7 +58,7 @@ def write_calibration(family: Family, checkpoint: Path, settings: CalibrationSet
                     max_sequence_length=family.t5_tokens,
                     generator=torch.Generator("cpu").manual_seed(settings.seed + index),
                     output_type="latent",
-                    callback_on_step_end=lambda *_: progress.advance(len(batch)) or {},  # noqa: B023
+                    callback_on_step_end=after_step,
                 )
 
     mtq.calibrate(pipeline.transformer, algorithm="max", forward_loop=run_trajectories)

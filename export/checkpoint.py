@@ -1,4 +1,4 @@
-"""A checkpoint's folder: found locally or on the hub, with only the files that are needed, all of them whole."""
+"""A checkpoint's folder: found locally or on the hub, with only the files that are needed, all whole."""
 
 import json
 from pathlib import Path

@@ -14,7 +14,7 @@ from torch import nn
 
 from export.modules import Mmdit, load_module
 from export.onnx_from_checkpoint import ONNX_FILE, check_finite, save_onnx, trace
-from export.quantization import as_json, audit, insert_quantizers, set_ranges, totals
+from export.quantization import E4M3_MAX, as_json, audit, insert_quantizers, set_ranges, totals
 from mmdit.contract import Signature
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
@@ -105,7 +105,7 @@ def _check_every_layer(model: onnx.ModelProto, module: nn.Module) -> None:
         )
     for name, quantizer in expected.items():
         scale = float(numpy_helper.to_array(found[name]))
-        if not np.isclose(scale, float(quantizer.amax) / 448.0, rtol=2e-3, atol=2**-25):
+        if not np.isclose(scale, float(quantizer.amax) / E4M3_MAX, rtol=1e-6, atol=0):
             raise QuantizationError(
-                f"{name}: its scale in the file is {scale}, expected {float(quantizer.amax) / 448.0}"
+                f"{name}: its scale in the file is {scale}, expected {float(quantizer.amax) / E4M3_MAX}"
             )

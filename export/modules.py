@@ -145,7 +145,7 @@ def explicit_attention() -> Iterator[None]:
         yield
 
 
-_LOADERS = {
+_LOADERS: dict[str, tuple[Any, Any]] = {
     "clip_l": (ClipTextEncoder, CLIPTextModelWithProjection),
     "clip_g": (ClipTextEncoder, CLIPTextModelWithProjection),
     "t5": (T5TextEncoder, T5EncoderModel),

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -58,7 +59,15 @@ def trace(module: nn.Module, signature: Signature, path: Path) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
-    save_onnx(onnx.load(path), path)
+    model = onnx.load(path)
+    for value, tensor in zip((*model.graph.input, *model.graph.output), tensors, strict=True):
+        # The exporter leaves names of its own where it could not follow a dim.
+        for dim, known in zip(value.type.tensor_type.shape.dim, ("rows", *tensor.dims), strict=True):
+            if isinstance(known, int):
+                dim.dim_value = known
+            else:
+                dim.dim_param = known
+    save_onnx(model, path)
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
@@ -95,7 +104,7 @@ def example_inputs(
     for tensor in signature.inputs:
         shape = (rows, *dims_at(tensor, size))
         if tensor.dtype is Dtype.INT64:
-            values = random.integers(0, 64, shape)
+            values: Any = random.integers(0, 64, shape)
         elif tensor.name == "timestep":
             values = random.uniform(0, 1000, shape)
         else:

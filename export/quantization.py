@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import export.quiet  # noqa: F401  isort: skip
 import modelopt.torch.quantization as mtq
+import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
@@ -16,6 +17,7 @@ from export.policy import LayerPrecision, rule_for
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
 
+E4M3_MAX = 448.0  # the largest number of E4M3
 _E4M3 = {"num_bits": (4, 3), "axis": None}  # one scale for a whole tensor
 
 
@@ -23,8 +25,8 @@ _E4M3 = {"num_bits": (4, 3), "axis": None}  # one scale for a whole tensor
 class Layer:
     """What was done to one linear layer, and why.
 
-    `amax` is the largest magnitude of its input seen in calibration; `flops` counts one row of a
-    picture of the family's default size.
+    `amax` is the largest magnitude of its input that E4M3 holds: calibration's, rounded up to an FP16
+    scale; `flops` counts one row of a picture of the family's default size.
     """
 
     name: str
@@ -59,7 +61,7 @@ def insert_quantizers(transformer: SD3Transformer2DModel) -> None:
             for module in transformer.modules():
                 quantizer = getattr(module, "weight_quantizer", None)
                 if quantizer is not None and quantizer.is_enabled:
-                    quantizer.amax = module.weight.detach().abs().amax().float()
+                    quantizer.amax = _range(float(module.weight.detach().abs().max()))
 
 
 def set_ranges(transformer: SD3Transformer2DModel, ranges: dict[str, float]) -> None:
@@ -80,7 +82,7 @@ def set_ranges(transformer: SD3Transformer2DModel, ranges: dict[str, float]) -> 
                 f"{name}: its input's largest magnitude is {ranges[name]} in the calibration; expected "
                 "a positive number (is the checkpoint whole?)"
             )
-        quantizer.amax = torch.tensor(ranges[name])
+        quantizer.amax = _range(ranges[name])
 
 
 def input_quantizers(transformer: SD3Transformer2DModel) -> dict[str, nn.Module]:
@@ -146,6 +148,18 @@ def totals(layers: list[Layer]) -> dict[str, float]:
 def as_json(layers: list[Layer]) -> list[dict[str, object]]:
     """The audit as JSON can hold it."""
     return [asdict(layer) for layer in layers]
+
+
+def _range(amax: float) -> torch.Tensor:
+    """The least range that holds `amax` and whose scale, range / 448, is an FP16 number.
+
+    The file's scales are FP16. With ranges that FP16 rounds, one value in a hundred would fall on the
+    other side of an E4M3 rounding there than here: 1 % of a layer's output.
+    """
+    scale = np.float16(amax / E4M3_MAX)
+    if float(scale) * E4M3_MAX < amax or scale == 0:
+        scale = np.nextafter(scale, np.float16(np.inf))
+    return torch.tensor(float(scale) * E4M3_MAX)
 
 
 def _enable(quantizer: str) -> dict[str, object]:

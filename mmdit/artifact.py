@@ -24,6 +24,7 @@ from mmdit.progress import Progress
 MANIFEST = "manifest.json"
 BUILD = Path(__file__).resolve().parent.parent / "build"
 _HASHES = BUILD / ".sha256.json"
+_HASHES_KEPT = 4096
 _CHUNK = 1 << 22
 
 
@@ -152,29 +153,13 @@ def whole(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, remembered in `build/` while its size and time of change stay the same."""
-    known = _remembered()
-    if known.get(str(path.resolve()), [None])[0] != _state(path):
-        _remember({path: _hash(path)})
-        known = _remembered()
-    return str(known[str(path.resolve())][1])
+    """The SHA-256 of a file, remembered in `build/` while the file's size and time stay the same."""
+    return _hashes([path])[path]
 
 
 def fingerprint(paths: Iterable[Path], root: Path) -> dict[str, str]:
     """The SHA-256 of each file by its path below `root`, with progress while gigabytes are read."""
-    files = sorted(paths)
-    known = _remembered()
-    unknown = [path for path in files if known.get(str(path.resolve()), [None])[0] != _state(path)]
-    megabytes = [path.stat().st_size >> 20 for path in unknown]
-    if sum(megabytes) < 512:
-        _remember({path: _hash(path) for path in unknown})
-    else:
-        with Progress("hashing the checkpoint", sum(megabytes), "MB") as progress:
-            for path, size in zip(unknown, megabytes, strict=True):
-                _remember({path: _hash(path)})
-                progress.advance(size)
-    known = _remembered()
-    return {str(path.relative_to(root)): str(known[str(path.resolve())][1]) for path in files}
+    return {str(path.relative_to(root)): value for path, value in _hashes(sorted(paths)).items()}
 
 
 def digest(content: Any) -> str:
@@ -192,23 +177,28 @@ def versions(*names: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def _remembered() -> dict[str, list[Any]]:
+def _hashes(paths: list[Path]) -> dict[Path, str]:
     try:
-        known: dict[str, list[Any]] = json.loads(_HASHES.read_text())
-        return known
+        known: dict[str, str] = json.loads(_HASHES.read_text())
     except (OSError, ValueError):
-        return {}
-
-
-def _remember(hashes: dict[Path, str]) -> None:
-    if not hashes:
-        return
-    known = {name: entry for name, entry in _remembered().items() if Path(name).exists()}
-    known |= {str(path.resolve()): [_state(path), value] for path, value in hashes.items()}
-    _HASHES.parent.mkdir(exist_ok=True)
-    partial = _HASHES.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(known))
-    partial.rename(_HASHES)
+        known = {}
+    states = {path: _state(path) for path in paths}
+    unknown = [path for path, state in states.items() if state not in known]
+    megabytes = {path: path.stat().st_size >> 20 for path in unknown}
+    total = sum(megabytes.values())
+    with Progress("hashing", total, "MB") if total > 512 else contextlib.nullcontext() as progress:
+        for path in unknown:
+            known[states[path]] = _hash(path)
+            if progress:
+                progress.advance(megabytes[path])
+    if unknown:
+        newest = dict(list(known.items())[-_HASHES_KEPT:])
+        partial = _HASHES.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):  # a checkout that cannot be written hashes anew each time
+            _HASHES.parent.mkdir(exist_ok=True)
+            partial.write_text(json.dumps(newest))
+            partial.rename(_HASHES)
+    return {path: known[state] for path, state in states.items()}
 
 
 def _hash(path: Path) -> str:
@@ -219,9 +209,10 @@ def _hash(path: Path) -> str:
     return hashed.hexdigest()
 
 
-def _state(path: Path) -> list[int]:
+def _state(path: Path) -> str:
+    """What changes when a file's content does, and does not when it is renamed."""
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _alive(pid: int) -> bool:

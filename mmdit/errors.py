@@ -58,6 +58,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except MmditError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of the output, `head` say, has seen enough
+        sys.stderr.close()
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

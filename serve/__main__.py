@@ -13,6 +13,7 @@ from mmdit.artifact import BUILD, Layout
 from mmdit.contract import Precision
 from mmdit.errors import run_command
 from mmdit.progress import Progress as ProgressBar
+from mmdit.target import find_gpu, resolve, tensorrt_version
 
 DEMO_PROMPT = "a red square on a blue background"
 
@@ -60,10 +61,10 @@ def main() -> int:
         return _generate(arguments.url, arguments.prompt, arguments, arguments.out)
 
     layout = Layout(arguments.model, arguments.build)
-    target = _target(arguments.target)
-    repository = layout.repository(target, arguments.precision)
+    target, precision = _target(arguments.target, arguments.precision)
+    repository = layout.repository(target, precision)
     if arguments.command in ("package", "demo"):
-        _package(layout, target, arguments.precision, repository)
+        _package(layout, target, precision, repository)
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
 
@@ -79,12 +80,12 @@ def main() -> int:
     return 0
 
 
-def _target(name: str) -> str:
-    if name != "auto":
-        return name
-    from engines.target import resolve
-
-    return resolve(name).name
+def _target(name: str, precision: Precision) -> tuple[str, Precision]:
+    """The name of a target and the precision that its engines have, as the engines stage decided."""
+    if name != "auto":  # its engines may have been built on another machine
+        return name, precision
+    target, _ = resolve(name, find_gpu(), tensorrt_version())
+    return target.name, precision if target.fp8 else Precision.FP16
 
 
 def _package(layout: Layout, target: str, precision: Precision, repository: Path) -> None:

@@ -142,7 +142,7 @@ class Client:
             dtype = known[name]
             content = value.encode() if isinstance(value, str) else value
             try:
-                array = np.atleast_1d(np.asarray(content, dtype.numpy))
+                array: npt.NDArray[Any] = np.atleast_1d(np.asarray(content, dtype.numpy))
             except (ValueError, TypeError, OverflowError):
                 raise ServerError(f"{name} is {value!r}: expected {dtype.value}") from None
             tensor = triton.InferInput(name, array.shape, dtype.value)

@@ -5,6 +5,7 @@ contract, so they cannot drift from the engines.
 """
 
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -13,7 +14,7 @@ from mmdit.contract import Signature, Tensor, ensemble_steps
 from mmdit.errors import RepositoryError
 from mmdit.family import Family
 
-ModelConfig = model_config_pb2.ModelConfig
+ModelConfig: TypeAlias = Any  # a protobuf class that type checkers cannot see
 _Instance = model_config_pb2.ModelInstanceGroup
 _CONTRACTS = ("input", "output", "max_batch_size", "ensemble_scheduling", "backend", "platform")
 
@@ -23,7 +24,7 @@ def policy(path: Path) -> ModelConfig:
 
     Raises RepositoryError for a file that Triton would not read, or that decides what the contract does.
     """
-    config = ModelConfig()
+    config = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
@@ -78,6 +79,13 @@ def ensemble_config(config: ModelConfig, signature: Signature, family: Family) -
     return config
 
 
+def written(path: Path) -> ModelConfig:
+    """A packaged model's config.pbtxt."""
+    config = model_config_pb2.ModelConfig()
+    text_format.Parse(path.read_text(encoding="utf-8"), config)
+    return config
+
+
 def to_text(config: ModelConfig) -> str:
     """The config as Triton reads it."""
     return str(text_format.MessageToString(config))
@@ -101,7 +109,8 @@ def check_config(config: ModelConfig, signature: Signature) -> None:
             )
     if config.max_batch_size != signature.max_rows:
         raise RepositoryError(
-            f"{config.name}: max_batch_size is {config.max_batch_size}, the contract says {signature.max_rows}"
+            f"{config.name}: max_batch_size is {config.max_batch_size}, the contract says "
+            f"{signature.max_rows}"
         )
 
 

@@ -4,6 +4,7 @@ It runs from a volume or an object store without this checkout: the Python model
 the tokenizers and the `tokenizers` library lie inside.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -114,7 +115,7 @@ def write_repository(engines: Engines, precision: Precision, folder: Path) -> No
                 config, engines.signatures[name], engines.runtime, profiles
             )
             for each in engine.files:
-                link_or_copy(engines.folders[name] / each, version / each)
+                _place(engines.folders[name] / each, version / each)
             if engines.runtime == "onnxruntime":
                 shutil.copy(_ONNXRUNTIME_ENGINE, version / "model.py")
                 # ONNX Runtime fuses FP8 Q/DQ into an operator that it then rejects, beyond "basic".
@@ -145,9 +146,7 @@ def check_repository(folder: Path, family: Family, shapes: ShapeSet) -> None:
     expected = components(family, shapes) | served_models(family)
     configs = {}
     for path in sorted(folder.glob("*/config.pbtxt")):
-        config = model_config.ModelConfig()
-        model_config.text_format.Parse(path.read_text(), config)
-        configs[config.name] = config
+        configs[path.parent.name] = model_config.written(path)
     if configs.keys() != expected.keys():
         raise RepositoryError(f"{folder} has {sorted(configs)}, the contract says {sorted(expected)}")
     for name, config in configs.items():
@@ -155,12 +154,13 @@ def check_repository(folder: Path, family: Family, shapes: ShapeSet) -> None:
     model_config.check_ensemble(configs)
 
 
-def link_or_copy(source: Path, destination: Path) -> None:
-    """A hard link, or a copy where the file system has none: engines are gigabytes."""
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copy2(source, destination)
+def _place(source: Path, destination: Path) -> None:
+    """Hard-link a plan, which is gigabytes; copy an ONNX file, whose external data may have one link only."""
+    if source.suffix == ".plan":
+        with contextlib.suppress(OSError):  # another file system
+            os.link(source, destination)
+            return
+    shutil.copy2(source, destination)
 
 
 def _settings(engines: Engines) -> dict[str, Any]:

@@ -3,6 +3,7 @@ TensorRT is not there."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import triton_python_backend_utils as pb_utils
@@ -11,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     """The tensors are those of `model.onnx`, rows first."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = json.loads((folder / "settings.json").read_text())
         options = onnxruntime.SessionOptions()
@@ -26,7 +27,7 @@ class TritonPythonModel:
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
         self.outputs = [tensor.name for tensor in self.session.get_outputs()]
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         responses = []
         for request in requests:
             try:

@@ -37,7 +37,9 @@ class TritonPythonModel:
 
     def answer(self, sender, denoising, error):
         if error is None and not np.isfinite(denoising.latents).all():
-            error = ArithmeticError(f"the latents overflowed at step {denoising.step}: the engine is at fault")
+            error = ArithmeticError(
+                f"the latents overflowed at step {denoising.step}: the engine is at fault"
+            )
         if error is not None:
             return self.send(sender, triton.error_response(error))
         outputs = {

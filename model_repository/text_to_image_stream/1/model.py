@@ -64,7 +64,11 @@ class TritonPythonModel:
             ["context", "pooled", "truncated"],
         )
         segment = {name: values for name, values in inputs.items() if "prompt" not in name}
-        segment |= {"context": text["context"], "pooled": text["pooled"], "steps": triton.one(steps, np.int32)}
+        segment |= {
+            "context": text["context"],
+            "pooled": text["pooled"],
+            "steps": triton.one(steps, np.int32),
+        }
         begin = end = 0
         seed = sigmas = None
         while begin == 0 or begin < steps:  # at least once: the denoiser refuses what is wrong

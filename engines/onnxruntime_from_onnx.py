@@ -1,0 +1,85 @@
+"""An engine for ONNX Runtime: the ONNX file itself, once it has run and kept the contract."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.source import Source
+from mmdit.contract import Precision, Signature, dims_at, dims_vary, profiles
+from mmdit.errors import EngineError
+from mmdit.family import Family
+from mmdit.shapes import ShapeSet
+
+_TOKEN_IDS = 8  # every vocabulary has as many
+
+
+def onnxruntime_from_onnx(
+    source: Source, folder: Path, *, signature: Signature, shapes: ShapeSet, family: Family
+) -> dict[str, Any]:
+    """Copy a component's ONNX files into `folder` and run them once at the smallest shapes served.
+
+    Copies, not hard links: onnx refuses external weights that have several names, and the links
+    would spoil the original too. Returns findings. Raises EngineError when ONNX Runtime cannot load
+    or run the graph, or an output is not finite or not what the contract says.
+    """
+    import onnxruntime
+
+    component = source.component
+    for name in source.files:
+        shutil.copyfile(source.folder / name, folder / name)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if source.precision is Precision.FP8:
+        # Extended optimizations fuse FP8 Q/DQ into MatMulIntegerToFloat, then reject the graph.
+        basic = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = basic
+    inputs = _random_inputs(signature, shapes, family)
+    start = time.monotonic()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(folder / source.onnx.name), options, providers=["CPUExecutionProvider"]
+        )
+        loaded = time.monotonic()
+        results = session.run([tensor.name for tensor in signature.outputs], inputs)
+    except Exception as error:  # its exceptions share no base but Exception
+        reason = " ".join(str(error).split())
+        raise EngineError(f"{component}: ONNX Runtime cannot run it: {reason}") from error
+    finished = time.monotonic()
+    smallest = shapes.ranges[0].min
+    for tensor, result in zip(signature.outputs, results, strict=True):
+        expected = (1, *dims_at(tensor, smallest))
+        if result.dtype != tensor.dtype.numpy or result.shape != expected:
+            raise EngineError(
+                f"{component}: output {tensor.name!r} is {result.dtype} {list(result.shape)} at "
+                f"{smallest[0]}×{smallest[1]} pixels, expected {tensor.dtype.value} "
+                f"{list(expected)}"
+            )
+        if not np.isfinite(result).all():
+            raise EngineError(
+                f"{component}: output {tensor.name!r} holds values that are not finite for random "
+                "inputs: look for an overflow in the export's report"
+            )
+    return {
+        "engine_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "seconds_to_load": round(loaded - start, 3),
+        "seconds_to_run": round(finished - loaded, 3),
+    }
+
+
+def _random_inputs(signature: Signature, shapes: ShapeSet, family: Family) -> dict[str, Any]:
+    smallest = profiles(signature, shapes, varies=dims_vary(signature))[0]
+    generator = np.random.default_rng(0)
+    inputs = {}
+    for tensor in signature.inputs:
+        shape = smallest[tensor.name][0]
+        if tensor.name == "input_ids":
+            values: Any = generator.integers(0, _TOKEN_IDS, shape)
+        elif tensor.name == "timestep":
+            values = generator.uniform(0, family.train_timesteps, shape)
+        else:
+            values = generator.standard_normal(shape)
+        inputs[tensor.name] = values.astype(tensor.dtype.numpy)
+    return inputs

@@ -1,0 +1,155 @@
+"""Engine targets: which runtime and which GPU the engines are for, and what this machine can build.
+
+Imports no heavy library: the GPU is asked through NVML, TensorRT's version read from its metadata.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata, util
+from typing import Any
+
+from mmdit.contract import Precision
+from mmdit.errors import TargetError
+
+OLDEST_TENSORRT = (10, 13)
+_FIRST_FP8 = (8, 9)
+_NAMES = {(8, 9): "ada", (9, 0): "hopper"}
+_GET_TENSORRT = "install it with `pip install tensorrt`, or work in NVIDIA's TensorRT or Triton container"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that TensorRT would use."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What engines are built for; `fp8` says whether the runtime executes FP8 graphs there."""
+
+    name: str
+    runtime: str  # "tensorrt" or "onnxruntime"
+    compute_capability: tuple[int, int] | None
+    fp8: bool
+
+    def warnings(self, precision: Precision) -> list[str]:
+        """What a user who asks for `precision` on this target should know."""
+        if self.compute_capability is None:
+            return []
+        found = []
+        if precision is Precision.FP8 and not self.fp8:
+            found.append(f"{self.name} has no FP8 (it needs sm89, sm90 or later): building FP16 engines")
+        if self.compute_capability > max(_NAMES):
+            found.append(
+                f"{self.name} is newer than the targets that the precision policy was made for "
+                f"({', '.join(_NAMES.values())}): compare the pictures with FP16 before you serve"
+            )
+        return found
+
+
+CPU = Target("cpu", "onnxruntime", None, fp8=True)
+
+
+def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, str]:
+    """The target called `name`, and in words why it is that one.
+
+    `auto` takes the GPU's target where TensorRT and a GPU are there, else the CPU. `tensorrt` is
+    the version installed. Raises TargetError when `name` is unknown, or this machine cannot build
+    for it.
+    """
+    missing = {
+        "TensorRT is not installed": tensorrt is None,
+        "no NVIDIA GPU was found": gpu is None,
+    }
+    without = " and ".join(what for what, holds in missing.items() if holds)
+    if name == "cpu":
+        return CPU, "ONNX Runtime, as asked"
+    if name == "auto" and without:
+        return CPU, f"ONNX Runtime, because {without}"
+    if name not in ("auto", *_NAMES.values()) and not re.fullmatch(r"sm\d{2,3}", name):
+        raise TargetError(
+            f"target {name!r} is unknown: expected auto, {', '.join(_NAMES.values())}, cpu, "
+            "or a compute capability such as sm86"
+        )
+    if gpu is None or tensorrt is None:
+        raise TargetError(
+            f"target {name!r} cannot be built here: {without}. TensorRT builds on a GPU of the target's "
+            f"kind: {_GET_TENSORRT}. TARGET=cpu works here"
+        )
+    if tuple(int(part) for part in tensorrt.split(".")[:2]) < OLDEST_TENSORRT:
+        raise TargetError(
+            f"TensorRT {tensorrt} is too old: expected {'.'.join(map(str, OLDEST_TENSORRT))} or "
+            f"later; {_GET_TENSORRT}"
+        )
+    target = _target_of(gpu)
+    if name not in ("auto", target.name, _sm(gpu.compute_capability)):
+        raise TargetError(
+            f"target {name!r} cannot be built on this GPU: {gpu.name} is {target.name} "
+            f"({_sm(gpu.compute_capability)}), and an engine runs only on the compute capability "
+            f"that built it; use TARGET={target.name}, or build on a GPU of {name}"
+        )
+    return target, f"{gpu.name}, {_sm(gpu.compute_capability)}, TensorRT {tensorrt}"
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU that CUDA would show, asked through NVML; None without one or its driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.split(",")[0].strip()
+    if first in ("", "-1"):
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handle: Any = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(first))
+            if first.isdigit()
+            else pynvml.nvmlDeviceGetHandleByUUID(first)
+        )
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Gpu(
+            name=pynvml.nvmlDeviceGetName(handle),
+            compute_capability=(major, minor),
+            driver=pynvml.nvmlSystemGetDriverVersion(),
+        )
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def tensorrt_version() -> str | None:
+    """The version of TensorRT's Python package; None if it is not installed.
+
+    The name of its distribution differs between wheels of one CUDA version, wheels for all, and the
+    containers; where none of them is known, TensorRT itself is imported and asked.
+    """
+    if util.find_spec("tensorrt") is None:
+        return None
+    for distribution in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    import tensorrt
+
+    return str(tensorrt.__version__)
+
+
+def _target_of(gpu: Gpu) -> Target:
+    capability = gpu.compute_capability
+    name = _NAMES.get(capability, _sm(capability))
+    return Target(name, "tensorrt", capability, fp8=capability >= _FIRST_FP8)
+
+
+def _sm(capability: tuple[int, int]) -> str:
+    return f"sm{capability[0]}{capability[1]}"
