@@ -24,7 +24,7 @@ from mmdit.artifact import (
     whole,
 )
 from mmdit.contract import COMPONENTS, Precision, Signature, components
-from mmdit.errors import run_command
+from mmdit.errors import ArtifactError, run_command
 from mmdit.family import DEFAULTS, Family, family_from_checkpoint
 from mmdit.shapes import shape_set
 
@@ -124,7 +124,10 @@ class Export:
 
     def fp8(self, **calibration: int | None) -> None:
         """Calibrate, and make the MMDiT's FP8 ONNX file."""
-        require(self.layout.onnx("mmdit"), f"make onnx MODEL={self.layout.name}")
+        onnx = self.layout.onnx("mmdit")
+        command = f"make onnx MODEL={self.layout.name}"
+        if require(onnx, command).checkpoint != self.fingerprint:
+            raise ArtifactError(f"{onnx} was made from another checkpoint: run `{command}` first")
         from export.prompts import PROMPTS, CalibrationSettings
 
         settings = CalibrationSettings.for_family(self.family, **calibration)

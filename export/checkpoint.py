@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from mmdit.artifact import BUILD
-from mmdit.errors import CheckpointError
+from mmdit.errors import CheckpointError, first_line
 from mmdit.family import PARTS, TOKENIZERS
 
 MINIATURE = BUILD / "miniature" / "checkpoint"
@@ -58,9 +58,8 @@ def checkpoint_folder(model: str) -> Path:
             f"the hub has no {model} that you may read: check the name, or log in with `hf auth login`"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{model} cannot be downloaded ({reason}): check the network, or give a local folder"
+            f"{model} cannot be downloaded ({first_line(error)}): check the network, or give a local folder"
         ) from None
 
 
@@ -95,10 +94,10 @@ def _weights(part: Path) -> list[Path]:
         shards, files = [single], [single]
     elif index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            shards = sorted(part / name for name in names)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} is damaged ({error}): download it again") from None
-        shards = [part / name for name in names]
         files = [index, *shards]
     else:
         raise CheckpointError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, CLIPTextModelWithProjection, T5EncoderModel
 
 from mmdit.contract import TEXT_ENCODERS
+from mmdit.errors import CheckpointError, first_line
 from mmdit.family import PARTS
 
 
@@ -95,7 +96,8 @@ def attention(
     The scale stands before the first product (which also keeps the scores in FP16's range), and there
     are no casts: MatMul, Softmax, MatMul in one dtype.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # `int`: a constant in the graph, not one computed from the shape in every call
+    scale = int(query.shape[-1]) ** -0.5 if scale is None else scale
     if scale != 1.0:
         query = query * scale
     scores = query @ key.transpose(-2, -1)
@@ -155,16 +157,33 @@ _LOADERS: dict[str, tuple[Any, Any]] = {
 
 
 def load_module(component: str, checkpoint: Path, dtype: torch.dtype) -> nn.Module:
-    """A component's module in evaluation mode, with its weights from the checkpoint's safetensors."""
+    """A component's module in evaluation mode, with its weights from the checkpoint's safetensors.
+
+    Raises CheckpointError when the weights do not fit the part's config: the libraries would draw a
+    missing one at random.
+    """
     wrapper, library_class = _LOADERS[component]
     own_attention = {"attn_implementation": "mmdit_trt"} if component in TEXT_ENCODERS else {}
-    model = library_class.from_pretrained(
-        checkpoint / PARTS[component],
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        **own_attention,
-    )
+    part = checkpoint / PARTS[component]
+    try:
+        model, found = library_class.from_pretrained(
+            part,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **own_attention,
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{part}: the weights do not fit config.json ({first_line(error)}): download it again"
+        ) from None
+    # Of tensors that an index lists and no shard has, diffusers says nothing, and leaves them without data.
+    empty = {name for name, weight in model.named_parameters() if weight.is_meta}
+    if missing := sorted({*found["missing_keys"], *empty}):
+        raise CheckpointError(
+            f"{part}: the weights lack {missing[0]} ({len(missing)} missing in all): download it again"
+        )
     # `eval` on the wrapper: the exporter restores the wrapper's mode, and with it dropout. `to` once
     # more: transformers keeps some layers in FP32.
     return wrapper(model).to(dtype).eval().requires_grad_(False)

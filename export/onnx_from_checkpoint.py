@@ -49,6 +49,8 @@ def trace(module: nn.Module, signature: Signature, path: Path) -> None:
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
+        # CLIP's pooling; its indices are never negative
+        warnings.filterwarnings("ignore", message="Exporting aten::index operator", category=UserWarning)
         torch.onnx.export(
             module,
             example_inputs(signature, _TRACED_ROWS, _TRACED_SIZE if varying else (0, 0)),

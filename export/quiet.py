@@ -11,7 +11,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for message in (
     ".*is not tested with current version of modelopt.*",  # transformers 5.23; the tests cover what is used
     ".*legacy TorchScript-based ONNX export.*",  # chosen on purpose, see OPSET
-    ".*Exporting aten::index operator of advanced indexing.*",  # CLIP's pooling; indices are never negative
     ".*torch.jit.* is deprecated.*",
 ):
     warnings.filterwarnings("ignore", message=message)

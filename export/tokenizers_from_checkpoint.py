@@ -3,14 +3,13 @@
 The server reads them with the `tokenizers` library alone.
 """
 
-import json
 from pathlib import Path
 
 import export.quiet  # noqa: F401  isort: skip
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from mmdit.errors import CheckpointError
+from mmdit.errors import CheckpointError, first_line
 from mmdit.family import CLIP_TOKENS, TOKENIZERS, Family
 
 
@@ -23,9 +22,10 @@ def write_tokenizers(family: Family, checkpoint: Path, folder: Path) -> None:
         length = family.t5_tokens if component == "t5" else CLIP_TOKENS
         try:
             original = AutoTokenizer.from_pretrained(checkpoint / part, local_files_only=True)
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{checkpoint / part} cannot be read ({reason})") from None
+        except Exception as error:  # of a damaged file; the library raises nothing more specific
+            raise CheckpointError(
+                f"{checkpoint / part} cannot be read ({first_line(error)}): download it again"
+            ) from None
         converted = Tokenizer.from_str(original.backend_tokenizer.to_str())
         converted.enable_truncation(length)
         converted.enable_padding(length=length, pad_id=original.pad_token_id, pad_token=original.pad_token)

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmdit.contract import Precision
-from mmdit.errors import ArtifactError
+from mmdit.errors import ArtifactError, first_line
 from mmdit.progress import Progress
 
 MANIFEST = "manifest.json"
@@ -108,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise ArtifactError(f"{folder} is not there yet") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} cannot be read: {_first_line(error)}") from None
+        raise ArtifactError(f"{folder / MANIFEST} cannot be read: {first_line(error)}") from None
 
 
 def require(folder: Path, made_by: str) -> Manifest:
@@ -129,7 +129,10 @@ def whole(folder: Path, manifest: Manifest) -> Iterator[Path]:
     Yields a sibling folder to write into. At the end of the block its files are hashed into the
     manifest, and it takes the final name; after an error nothing is left.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be made ({error}): choose another --build") from None
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         if not _alive(int(leftover.name.split(".")[-2])):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -222,7 +225,3 @@ def _alive(pid: int) -> bool:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 16 else f"{text[:12]}…"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -51,6 +51,11 @@ class ServerError(MmditError):
     """The Triton server cannot start, or does not answer."""
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, short enough to stand in a message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and exit: 0, 2 after a user's error, 130 after Ctrl-C."""
     try:

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmdit.errors import CheckpointError
+from mmdit.errors import CheckpointError, ContractError
 
 # The parts of a StableDiffusion3Pipeline checkpoint, and the components that are made from them.
 PARTS = {
@@ -23,6 +23,7 @@ PARTS = {
 TOKENIZERS = {"clip_l": "tokenizer", "clip_g": "tokenizer_2", "t5": "tokenizer_3"}
 
 CLIP_TOKENS = 77
+T5_MAX_TOKENS = 512  # diffusers' limit; T5 itself has none
 VAE_SCALE = 8  # pixels per latent, of every SD3 VAE
 
 # (steps, guidance scale) from the model cards; a guidance of 1 or less runs one row instead of two.
@@ -86,7 +87,7 @@ def family_from_checkpoint(
 
     `variant` overrides what the layer count and the name tell; `t5_tokens` is the one length to which
     T5 pads every prompt. Raises CheckpointError for a folder that is no SD3 checkpoint, lacks a part,
-    or has parts that do not fit together.
+    or has parts that do not fit together; ContractError for a length that T5 is not used with.
     """
     index = _read(folder / "model_index.json")
     if index.get("_class_name") != "StableDiffusion3Pipeline":
@@ -97,7 +98,7 @@ def family_from_checkpoint(
     missing = [
         part
         for part in [*PARTS.values(), *TOKENIZERS.values(), "scheduler"]
-        if not (folder / part).is_dir() or (index.get(part) or [None])[0] is None
+        if not (folder / part).is_dir() or index.get(part) in (None, [None, None])
     ]
     if missing:
         raise CheckpointError(
@@ -117,9 +118,11 @@ def family_from_checkpoint(
             f"{folder}/scheduler: {scheduler.get('_class_name')} with {unsupported or 'its settings'} "
             "is not served; expected FlowMatchEulerDiscreteScheduler with a static shift, as SD3.5 has"
         )
+    if not 1 <= t5_tokens <= T5_MAX_TOKENS:
+        raise ContractError(f"{t5_tokens} T5 tokens were asked for: expected 1 to {T5_MAX_TOKENS}")
     name = name or folder.resolve().name
     if variant is None:
-        variant = _LAYERS.get(mmdit["num_layers"], "custom")
+        variant = _LAYERS.get(mmdit.get("num_layers", 0), "custom")
         if variant == "large" and "turbo" in f"{name} {mmdit.get('_name_or_path', '')}".lower():
             variant = "large-turbo"
     if variant not in DEFAULTS:
@@ -149,9 +152,19 @@ def family_from_checkpoint(
             steps=steps,
             guidance_scale=guidance_scale,
         )
+        _check_parts_fit(folder, family, clip_l, clip_g, vae)
     except KeyError as error:
-        raise CheckpointError(f"{folder}: a config.json lacks {error}") from None
-    _check_parts_fit(folder, family, clip_l, clip_g, vae)
+        raise CheckpointError(f"{folder}: a config.json lacks {error}: download it again") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise CheckpointError(
+            f"{folder}: a config.json has {wrong['input']!r} where {wrong['loc'][0]} comes from "
+            f"({wrong['msg']}): download it again"
+        ) from None
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder}: a config.json has a value of a wrong type ({error}): download it again"
+        ) from None
     return family
 
 

@@ -106,17 +106,18 @@ class Client:
         answers: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
         # A stream belongs to one client object, so each has its own.
         client = triton.InferenceServerClient(self.url)
+        finished = False
         try:
             client.start_stream(lambda result, error: answers.put((result, error)))
-            # Read to the empty final response: a stream that is closed while Triton 2.51 still sends it
-            # leaves the model unable to unload, and the server's stop waits for its time-out.
             client.async_stream_infer(_STREAM, inputs, enable_empty_final_response=True)
             picture = None
             while True:
                 answer, error = answers.get()
                 if error is not None:
+                    finished = True
                     raise self._error(error)
                 if answer.get_response().parameters["triton_final_response"].bool_param:
+                    finished = True
                     break
                 step, steps = int(answer.as_numpy("step")[0]), int(answer.as_numpy("steps")[0])
                 sigma = float(answer.as_numpy("sigma")[0])
@@ -127,7 +128,12 @@ class Client:
                 raise ServerError("the stream ended without a picture")
             yield picture
         finally:
-            client.stop_stream(cancel_requests=True)
+            # Cancel only what still runs: Triton 2.51 cannot unload a model whose stream was cancelled
+            # while it ended, and the server's stop then waits for its time-out.
+            if not finished:
+                # tritonclient 2.73 forgets the thread that waits for more requests of a cancelled stream.
+                client._stream._request_queue.put(None)
+            client.stop_stream(cancel_requests=not finished)
             client.close()
 
     def _tensors(self, model: str, values: dict[str, Any]) -> list[triton.InferInput]:

@@ -81,6 +81,7 @@ class Server:
         self.repository = repository
         self.ports = ports
         self.log = log
+        self._models: dict[str, int] = {}
         log.parent.mkdir(parents=True, exist_ok=True)
         command, environment = _server_command(log.parent)
         with log.open("wb") as stream:
@@ -112,10 +113,7 @@ class Server:
         ):
             while waiting:
                 if self._process.poll() is not None:
-                    raise ServerError(
-                        f"the Triton server ended with status {self._process.returncode}: "
-                        f"{self._reason()} (log: {self.log})"
-                    )
+                    raise ServerError(f"{self.failure()} (log: {self.log})")
                 if time.monotonic() > deadline:
                     raise ServerError(
                         f"{', '.join(waiting)} not ready after {timeout:.0f} s (log: {self.log})"
@@ -125,10 +123,31 @@ class Server:
                 progress.update(len(models) - len(waiting))
                 if waiting:
                     time.sleep(0.1)
+        self._models = self._model_processes()
 
-    def poll(self) -> int | None:
-        """The server's exit status, None while it runs."""
-        return self._process.poll()
+    def failure(self) -> str | None:
+        """What has died: the server itself, or the process of one of its Python models; None if all live.
+
+        Triton 2.51 neither restarts a model's process nor calls the model unready: it would refuse every
+        request from then on.
+        """
+        if self._process.poll() is not None:
+            return f"the Triton server ended with status {self._process.returncode}: {self._reason()}"
+        alive = self._model_processes()
+        dead = sorted(self._models.keys() - alive.keys())
+        return f"the process of model {', '.join(dead)} died" if dead else None
+
+    def _model_processes(self) -> dict[str, int]:
+        """Model → the process of its Python backend."""
+        models = {}
+        for process in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                for argument in command if process.name.isdigit() else []:
+                    path = Path(argument)
+                    if path.name == "model.py" and path.parent.parent.parent == self.repository:
+                        models[path.parent.parent.name] = int(process.name)
+        return models
 
     def stop(self) -> None:
         """Let requests in flight finish, then end; kills the server when it does not obey."""
@@ -173,9 +192,9 @@ def serve(repository: Path, ports: Ports, log: Path) -> int:
             f"  log      {log}\nCtrl-C stops it",
             flush=True,
         )
-        while server.poll() is None:
-            time.sleep(0.2)
-        raise ServerError(f"the Triton server ended by itself: {server._reason()} (log: {log})")
+        while (failure := server.failure()) is None:
+            time.sleep(0.5)
+        raise ServerError(f"{failure} (log: {log})")
     except KeyboardInterrupt:
         print("stopping", flush=True)
         return 0

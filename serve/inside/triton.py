@@ -18,6 +18,14 @@ from .schedule import Cancelled, Full
 Array = npt.NDArray[Any]
 
 
+class ModelError(Exception):
+    """Another model's error; `code` is Triton's."""
+
+    def __init__(self, message: str, code: Any) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Model:
     """A Python model's configuration: its outputs, its `parameters`, the packaged settings."""
 
@@ -39,7 +47,7 @@ class Model:
 def call(model: str, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
     """Run another model of this repository; returns its outputs by name.
 
-    Raises TritonModelException with that model's message.
+    Raises ModelError with that model's message and code.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
@@ -50,7 +58,7 @@ def call(model: str, inputs: dict[str, Array], outputs: list[str]) -> dict[str, 
     answer = request.exec()
     if answer.has_error():
         error = answer.error()
-        raise pb_utils.TritonModelException(error.message(), error.code())
+        raise ModelError(error.message(), error.code())
     tensors = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
     return {name: tensor.as_numpy() for name, tensor in tensors.items()}
 
@@ -62,7 +70,9 @@ def response(outputs: dict[str, Array]) -> Any:
 
 def error_response(error: Exception) -> Any:
     """The response that tells a client what was wrong with its request, or with the server."""
-    if isinstance(error, RequestError):
+    if isinstance(error, ModelError):
+        code = error.code
+    elif isinstance(error, RequestError):
         code = pb_utils.TritonError.INVALID_ARG
     elif isinstance(error, Full):
         code = pb_utils.TritonError.UNAVAILABLE

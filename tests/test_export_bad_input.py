@@ -1,0 +1,347 @@
+"""Bad input to `python -m export`: exit status 2, one readable line, nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors.numpy import load_file, save_file
+
+from export import checkpoint as checkpoint_module
+from export.__main__ import main
+from mmdit.artifact import MANIFEST, Layout, read_manifest
+from mmdit.errors import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+Change = Callable[[Path], None]
+
+
+def configure(path: str, **values: object) -> Change:
+    """Set values of a JSON file; `...` removes one."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / path).read_text()) | values
+        kept = {key: value for key, value in content.items() if value is not ...}
+        (folder / path).write_text(json.dumps(kept))
+
+    return change
+
+
+def replace(path: str, text: str) -> Change:
+    return lambda folder: (folder / path).write_text(text) and None
+
+
+def cut(path: str, size: int) -> Change:
+    """Cut a file off; a negative size counts from its end."""
+    return lambda folder: os.truncate(folder / path, size % (folder / path).stat().st_size)
+
+
+def edit_tensors(path: str, edit: Callable[[dict[str, np.ndarray]], None]) -> Change:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / path)
+        edit(tensors)
+        save_file(tensors, folder / path, metadata={"format": "pt"})
+
+    return change
+
+
+def too_large(tensors: dict[str, np.ndarray]) -> None:
+    tensors["text_projection.weight"] = np.full_like(tensors["text_projection.weight"], 1e6, dtype=np.float32)
+
+
+def too_narrow(name: str) -> Callable[[dict[str, np.ndarray]], None]:
+    return lambda tensors: tensors.update({name: np.ascontiguousarray(tensors[name][:-1])})
+
+
+INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
+SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
+DAMAGE: dict[str, tuple[Change, str]] = {
+    "no text encoder": (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "lacks text_encoder_2"),
+    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer_3"), "lacks tokenizer_3"),
+    "a text encoder saved as null": (
+        configure("model_index.json", text_encoder_3=[None, None]),
+        "lacks text_encoder_3",
+    ),
+    "no model_index.json": (lambda folder: (folder / "model_index.json").unlink(), "does not exist"),
+    "no weights": (
+        lambda folder: (folder / "vae/diffusion_pytorch_model.safetensors").unlink(),
+        "has no diffusion_pytorch_model.safetensors",
+    ),
+    "no shard": (lambda folder: (folder / SHARD).unlink(), "is missing, but"),
+    "a header cut off": (cut("vae/diffusion_pytorch_model.safetensors", 1000), "damaged or cut off"),
+    "the last byte cut off": (
+        cut("text_encoder_3/model-00001-of-00002.safetensors", -1),
+        "damaged or cut off",
+    ),
+    "an empty file of weights": (cut("text_encoder/model.safetensors", 0), "damaged or cut off"),
+    "a config that is no JSON": (replace("transformer/config.json", "{"), "cannot be read as JSON"),
+    "a config that is a list": (replace("vae/config.json", "[]"), "holds no JSON object"),
+    "a config without the layers": (
+        configure("transformer/config.json", num_layers=...),
+        "lacks 'num_layers'",
+    ),
+    "a config without the VAE's blocks": (
+        configure("vae/config.json", block_out_channels=...),
+        "lacks 'block_out_channels'",
+    ),
+    "a config with a word for a number": (configure("transformer/config.json", num_layers="many"), "'many'"),
+    "a config with null for a number": (configure("transformer/config.json", patch_size=None), "wrong type"),
+    "an index that is no JSON": (replace(INDEX, '{"weight_map": {'), "is damaged"),
+    "an index that is a list": (replace(INDEX, "[]"), "is damaged"),
+    "an index of numbers": (replace(INDEX, '{"weight_map": {"a": 3}}'), "is damaged"),
+    "a tokenizer that is no JSON": (replace("tokenizer/vocab.json", "{"), "tokenizer cannot be read"),
+    "no vocabulary": (
+        lambda folder: (folder / "tokenizer/vocab.json").unlink(),
+        "tokenizer cannot be read",
+    ),
+    "another scheduler": (
+        configure("scheduler/scheduler_config.json", _class_name="DPMSolverMultistepScheduler"),
+        "DPMSolverMultistepScheduler",
+    ),
+    "a scheduler with dynamic shifting": (
+        configure("scheduler/scheduler_config.json", use_dynamic_shifting=True),
+        "'use_dynamic_shifting'",
+    ),
+    "another pipeline": (configure("model_index.json", _class_name="FluxPipeline"), "'FluxPipeline'"),
+    "parts that do not fit": (configure("text_encoder_3/config.json", d_model=96), "joint_attention_dim"),
+    "a tensor missing of a text encoder": (
+        edit_tensors("text_encoder/model.safetensors", lambda tensors: tensors.pop("text_projection.weight")),
+        "lack text_projection.weight (1 missing",
+    ),
+    "a tensor missing in the transformer's shard": (
+        edit_tensors(SHARD, lambda tensors: tensors.pop("proj_out.weight")),
+        "lack proj_out.weight (1 missing",
+    ),
+    "a tensor missing of the VAE": (
+        edit_tensors(
+            "vae/diffusion_pytorch_model.safetensors", lambda tensors: tensors.pop("decoder.conv_in.bias")
+        ),
+        "lack decoder.conv_in.bias (1 missing",
+    ),
+    "a text encoder's tensor of another shape": (
+        edit_tensors("text_encoder/model.safetensors", too_narrow("text_projection.weight")),
+        "do not fit config.json",
+    ),
+    "the transformer's tensor of another shape": (
+        edit_tensors(SHARD, too_narrow("proj_out.weight")),
+        "do not fit config.json",
+    ),
+    "a weight that FP16 cannot hold": (
+        edit_tensors("text_encoder/model.safetensors", too_large),
+        "text_projection.weight has values that are not finite in FP16",
+    ),
+}
+
+
+@pytest.fixture
+def run(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+    """Runs the command in this process; gives its exit status and what it wrote on stderr."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_status:
+            run_command(main)
+        return int(exit_status.value.code or 0), capfd.readouterr().err
+
+    return run
+
+
+def assert_one_error(status: int, stderr: str, *words: str) -> None:
+    assert status == 2, stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert stderr.startswith("error: ")
+    for word in words:
+        assert word in stderr
+
+
+def assert_whole(build: Path) -> None:
+    """Each folder with a final name has its manifest and the files that it lists; no other is left."""
+    for folder in build.glob("*/onnx/*"):
+        assert not folder.name.startswith(".")
+        manifest = read_manifest(folder)
+        assert {path.name for path in folder.iterdir()} == {MANIFEST, *manifest.files}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_in_one_line(damage, miniature, tmp_path, run):
+    """Whatever is wrong with the folder, the line names the file or the part."""
+    change, words = DAMAGE[damage]
+    folder, build = tmp_path / "miniature", tmp_path / "build"
+    shutil.copytree(miniature, folder)
+    change(folder)
+    status, stderr = run("onnx", "--model", folder, "--build", build)
+    assert_one_error(status, stderr, words)
+    assert_whole(build)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder / "vae"), "lacks vae"),
+        (cut(SHARD, -1), "damaged or cut off"),
+        (edit_tensors("text_encoder/model.safetensors", too_large), "not finite in FP16"),
+    ],
+    ids=["no VAE", "a shard cut off", "a weight that FP16 cannot hold"],
+)
+def test_the_command_ends_with_status_2_and_no_traceback(damage, words, miniature, tmp_path):
+    """The same in a process of its own, with whatever the libraries write by themselves."""
+    folder, build = tmp_path / "miniature", tmp_path / "build"
+    shutil.copytree(miniature, folder)
+    damage(folder)
+    ended = subprocess.run(
+        [sys.executable, "-m", "export", "onnx", "--model", folder, "--build", build],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_one_error(ended.returncode, ended.stderr, words)
+    assert_whole(build)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}],
+    ids=["told to stay offline", "no network"],
+)
+def test_a_hub_id_out_of_reach_is_refused_at_once(environment, tmp_path):
+    """Without a network the command says so within seconds: it does not try again and again."""
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "export", "onnx", "--model", "nobody/no-such-model", "--build", tmp_path],
+        cwd=ROOT,
+        env=os.environ | environment | {"HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert_one_error(ended.returncode, ended.stderr, "nobody/no-such-model", "check the network")
+    assert time.monotonic() - started < 20  # 0.5 s where the machine is idle
+    assert not list(tmp_path.glob("*/onnx"))
+
+
+RESPONSE = SimpleNamespace(headers={}, request=None)  # as much of it as the errors read
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (GatedRepoError("403\nCannot access gated repo", response=RESPONSE), "accept its licence"),
+        (RepositoryNotFoundError("404\nNot found", response=RESPONSE), "the hub has no a/b"),
+        (HFValidationError("Repo id must use alphanumeric chars"), "the hub has no a/b"),
+        (HfHubHTTPError("500 Server Error\nmore", response=RESPONSE), "(500 Server Error)"),
+        (LocalEntryNotFoundError("not in the cache"), "check the network"),
+        (OSError("No space left on device"), "(No space left on device)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_hub_refuses_is_said_with_the_way_out(error, words, run, monkeypatch, tmp_path):
+    """A gated, a missing and an unreachable model need different things of the user."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", refuse)
+    status, stderr = run("onnx", "--model", "a/b", "--build", tmp_path)
+    assert_one_error(status, stderr, "a/b", words)
+
+
+def test_the_hub_is_asked_only_for_files_that_are_read(miniature, run, monkeypatch, tmp_path):
+    """Single-file checkpoints and FP16 variants lie in the real repositories: twice the bytes."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    from miniature.decoys import DECOYS, FP16_INDEX
+
+    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        paths = [str(path.relative_to(miniature)) for path in miniature.rglob("*") if path.is_file()]
+        wanted = set(
+            filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        )
+        assert not wanted & {*DECOYS, FP16_INDEX}
+        for path in wanted:
+            (tmp_path / "cached" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(miniature / path, tmp_path / "cached" / path)
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
+    status, stderr = run("onnx", "--model", "someone/tiny", "--build", tmp_path / "build")
+    assert (status, stderr) == (0, "")
+    assert_whole(tmp_path / "build")
+    assert (tmp_path / "build/tiny/onnx/mmdit").is_dir()
+
+
+@pytest.mark.parametrize("model", ["./nothing", "/no/such/folder", "~/nothing", "word", "a/b/c"])
+def test_a_model_that_is_no_folder_and_no_hub_id_is_refused(model, run, tmp_path):
+    """A mistyped path is not looked up on the hub."""
+    status, stderr = run("onnx", "--model", model, "--build", tmp_path)
+    assert_one_error(status, stderr, f"MODEL={model}", "neither a folder here nor a hub id")
+
+
+def test_a_missing_miniature_names_the_command_that_makes_it(run, monkeypatch, tmp_path):
+    """A first command on a fresh clone should not end in a riddle."""
+    monkeypatch.setattr(checkpoint_module, "MINIATURE", tmp_path / "none")
+    assert_one_error(*run("onnx", "--build", tmp_path), "run `make checkpoint` first")
+
+
+@pytest.mark.parametrize("tokens", ["0", "-3", "513"])
+def test_a_length_that_t5_is_not_used_with_is_refused(tokens, miniature, run, tmp_path):
+    """diffusers refuses more than 512 tokens; less than one is none."""
+    status, stderr = run("onnx", "--model", miniature, "--build", tmp_path, "--t5-tokens", tokens)
+    assert_one_error(status, stderr, f"{tokens} T5 tokens", "1 to 512")
+
+
+def test_a_build_folder_that_cannot_be_made_is_named(miniature, run, tmp_path):
+    """A file lies where the folder should be."""
+    (tmp_path / "file").write_text("")
+    status, stderr = run("onnx", "--model", miniature, "--build", tmp_path / "file")
+    assert_one_error(status, stderr, str(tmp_path / "file"), "--build")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--calibration-prompts", 0, "prompts"),
+        ("--calibration-prompts", 100_000, "100000 calibration prompts were asked for"),
+        ("--calibration-steps", 0, "steps"),
+        ("--calibration-batch", -1, "batch"),
+    ],
+)
+def test_calibration_settings_out_of_bounds_are_refused(option, value, words, build, miniature, run):
+    """Before anything is calibrated; the artifacts that are there stay."""
+    before = sorted(build.root.rglob("*"))
+    status, stderr = run("fp8", "--model", miniature, "--build", build.root.parent, option, value)
+    assert_one_error(status, stderr, words, str(value))
+    assert sorted(build.root.rglob("*")) == before
+
+
+def test_fp8_without_onnx_names_the_command_that_makes_it(miniature, run, tmp_path):
+    """The stages' order, in the words of the Makefile."""
+    status, stderr = run("fp8", "--model", miniature, "--build", tmp_path)
+    assert_one_error(status, stderr, "run `make onnx MODEL=miniature` first")
+
+
+def test_fp8_of_another_checkpoint_than_the_onnx_files_is_refused(build, miniature, run, tmp_path):
+    """Calibrating a checkpoint whose parts were never checked would only fail later, or not at all."""
+    folder = tmp_path / "miniature"
+    shutil.copytree(miniature, folder)
+    configure("scheduler/scheduler_config.json", shift=2.0)(folder)
+    onnx = Layout(str(folder), tmp_path / "build").onnx("mmdit")
+    shutil.copytree(build.onnx("mmdit"), onnx)
+    status, stderr = run("fp8", "--model", folder, "--build", tmp_path / "build")
+    assert_one_error(status, stderr, "another checkpoint", "make onnx")
