@@ -12,7 +12,7 @@ from engines.engine import Build, engine
 from engines.plan_from_onnx import Options
 from engines.source import sources
 from mmdit import target as targets
-from mmdit.artifact import BUILD, MANIFEST, Layout
+from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import run_command
 from mmdit.shapes import shape_set
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         file = engine(source, build)
         sizes = [path.stat().st_size for path in file.parent.iterdir() if path.name != MANIFEST]
         megabytes = f"{sum(sizes) / 1e6:,.1f} MB"
-        rows.append((source.component, source.precision.value, target.runtime, megabytes, str(file)))
+        rows.append((source.component, source.precision.value, target.runtime, megabytes, shown(file)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

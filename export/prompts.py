@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
@@ -34,8 +34,11 @@ class CalibrationSettings(BaseModel):
         scale = family.guidance_scale if family.guidance_scale > 1 else 2.0
         try:
             settings = cls(size=family.default_size, guidance_scale=scale, **values)
-        except ValueError as error:
-            raise QuantizationError(f"calibration settings {values} are wrong: {error}") from None
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise QuantizationError(
+                f"calibration {wrong['loc'][0]} cannot be {wrong['input']}: {wrong['msg']}"
+            ) from None
         available = len(calibration_prompts())
         if settings.prompts > available:
             raise QuantizationError(

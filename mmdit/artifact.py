@@ -48,6 +48,8 @@ class Manifest(BaseModel):
 
     def reason_to_rebuild(self, folder: Path) -> str | None:
         """Why the artifact in `folder` is not the one that this manifest describes; None if it is."""
+        if not folder.exists():
+            return "not made yet"
         try:
             found = read_manifest(folder)
         except ArtifactError as error:
@@ -106,9 +108,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder} is not there yet") from None
+        raise ArtifactError(f"{shown(folder)} is not there yet") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} cannot be read: {first_line(error)}") from None
+        raise ArtifactError(f"{shown(folder / MANIFEST)} cannot be read: {first_line(error)}") from None
+
+
+def shown(path: Path) -> str:
+    """A path as a person at this prompt would type it."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def require(folder: Path, made_by: str) -> Manifest:

@@ -9,13 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmdit.artifact import BUILD, Layout
+from mmdit.artifact import BUILD, Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import run_command
 from mmdit.progress import Progress as ProgressBar
 from mmdit.target import find_gpu, resolve, tensorrt_version
 
 DEMO_PROMPT = "a red square on a blue background"
+DEMO_SEED = 1
 
 
 def main() -> int:
@@ -76,6 +77,8 @@ def main() -> int:
         free = Ports.free()
         with running(repository, free, layout.root / "triton" / "demo.log"):
             out = arguments.out or layout.root / "demo.png"
+            if arguments.seed is None:
+                arguments.seed = DEMO_SEED
             return _generate(f"localhost:{free.grpc}", arguments.prompt, arguments, out)
     return 0
 
@@ -92,7 +95,7 @@ def _package(layout: Layout, target: str, precision: Precision, repository: Path
     from serve.repository import Engines, package
 
     reason = package(Engines(layout, target, precision), target, precision, repository)
-    print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {repository}")
+    print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
 
 
 def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -> int:
@@ -117,7 +120,7 @@ def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -
     if picture.truncated:
         print("note: the prompt is longer than an encoder reads; its end was left out", file=sys.stderr)
     height, width, _ = picture.image.shape
-    print(f"{out}: {width}x{height}, seed {picture.seed}")
+    print(f"{shown(out)}: {width}x{height}, seed {picture.seed}")
     return 0
 
 

@@ -27,7 +27,7 @@ _STREAM = "text_to_image_stream"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, UINT8 [H, W, 3], with what made it.
+    """A picture, UINT8 [H, W, 3], with what made it: `request` holds the model's defaults too.
 
     `truncated`: the prompt was longer than an encoder reads.
     """
@@ -38,9 +38,10 @@ class Picture:
     request: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG with prompt, seed and settings in its metadata."""
+        """Write a PNG with the model, the prompt, the seed and the settings in its metadata."""
         information = PngInfo()
-        for name, value in (self.request | {"seed": self.seed}).items():
+        height, width, _ = self.image.shape
+        for name, value in (self.request | {"seed": self.seed, "height": height, "width": width}).items():
             if not isinstance(value, np.ndarray):
                 information.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,7 @@ class Client:
         self.url = url
         self._client = triton.InferenceServerClient(url)
         self._inputs: dict[str, dict[str, Dtype]] = {}
+        self._defaults: dict[str, Any] = {}
 
     def __enter__(self) -> "Client":
         return self
@@ -91,7 +93,7 @@ class Client:
             answer = self._client.infer(_MODEL, inputs, client_timeout=timeout)
         except triton.InferenceServerException as error:
             raise self._error(error) from None
-        return _picture(answer, request)
+        return self._picture(answer, request)
 
     def stream(
         self, prompt: str, *, progress_every: int = 1, preview: bool = False, **options: Any
@@ -123,7 +125,7 @@ class Client:
                 sigma = float(answer.as_numpy("sigma")[0])
                 yield Progress(step, steps, sigma, answer.as_numpy("image"))
                 if step == steps:
-                    picture = _picture(answer, request)
+                    picture = self._picture(answer, request)
             if picture is None:
                 raise ServerError("the stream ended without a picture")
             yield picture
@@ -165,17 +167,25 @@ class Client:
             self._inputs[model] = {tensor.name: Dtype(tensor.datatype) for tensor in metadata.inputs}
         return self._inputs[model]
 
+    def _picture(self, answer: Any, request: dict[str, Any]) -> Picture:
+        return Picture(
+            image=answer.as_numpy("image"),
+            seed=int(answer.as_numpy("used_seed")[0]),
+            truncated=bool(answer.as_numpy("truncated")[0]),
+            request=self._model_defaults() | request,
+        )
+
+    def _model_defaults(self) -> dict[str, Any]:
+        if not self._defaults:
+            try:
+                config = self._client.get_model_config(_MODEL).config
+            except triton.InferenceServerException as error:
+                raise self._error(error) from None
+            self._defaults = {name: json.loads(item.string_value) for name, item in config.parameters.items()}
+        return self._defaults
+
     def _error(self, error: Exception) -> ServerError:
         message = str(error.message()) if hasattr(error, "message") else str(error)
         if "failed to connect" in message.lower() or "connection refused" in message.lower():
             message = f"no server answers at {self.url}: start one with `make serve`"
         return ServerError(message)
-
-
-def _picture(answer: Any, request: dict[str, Any]) -> Picture:
-    return Picture(
-        image=answer.as_numpy("image"),
-        seed=int(answer.as_numpy("used_seed")[0]),
-        truncated=bool(answer.as_numpy("truncated")[0]),
-        request=request,
-    )

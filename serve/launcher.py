@@ -23,6 +23,7 @@ from pathlib import Path
 
 import tritonclient.grpc as triton
 
+from mmdit.artifact import shown
 from mmdit.errors import ServerError
 from mmdit.progress import Progress
 
@@ -76,7 +77,7 @@ class Server:
         Raises ServerError when no server can run here, or a port is taken.
         """
         if not (repository / "manifest.json").is_file():
-            raise ServerError(f"{repository} is no packaged repository: run `make repository` first")
+            raise ServerError(f"{shown(repository)} is no packaged repository: run `make repository` first")
         ports.check_free()
         self.repository = repository
         self.ports = ports
@@ -113,10 +114,10 @@ class Server:
         ):
             while waiting:
                 if self._process.poll() is not None:
-                    raise ServerError(f"{self.failure()} (log: {self.log})")
+                    raise ServerError(f"{self.failure()} (log: {shown(self.log)})")
                 if time.monotonic() > deadline:
                     raise ServerError(
-                        f"{', '.join(waiting)} not ready after {timeout:.0f} s (log: {self.log})"
+                        f"{', '.join(waiting)} not ready after {timeout:.0f} s (log: {shown(self.log)})"
                     )
                 with contextlib.suppress(triton.InferenceServerException):
                     waiting = [name for name in waiting if not client.is_model_ready(name)]
@@ -187,14 +188,14 @@ def serve(repository: Path, ports: Ports, log: Path) -> int:
     try:
         server.wait_until_ready()
         print(
-            f"serving {repository}\n  gRPC     localhost:{ports.grpc}\n  HTTP     "
+            f"serving {shown(repository)}\n  gRPC     localhost:{ports.grpc}\n  HTTP     "
             f"localhost:{ports.http}\n  metrics  localhost:{ports.metrics}/metrics\n"
-            f"  log      {log}\nCtrl-C stops it",
+            f"  log      {shown(log)}\nCtrl-C stops it",
             flush=True,
         )
         while (failure := server.failure()) is None:
             time.sleep(0.5)
-        raise ServerError(f"{failure} (log: {log})")
+        raise ServerError(f"{failure} (log: {shown(log)})")
     except KeyboardInterrupt:
         print("stopping", flush=True)
         return 0

@@ -4,6 +4,7 @@ Parsed and written with Triton's own protobuf. A policy that names tensors is re
 contract, so they cannot drift from the engines.
 """
 
+import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -69,8 +70,11 @@ def python_config(config: ModelConfig, signature: Signature, *, decoupled: bool 
 
 
 def ensemble_config(config: ModelConfig, signature: Signature, family: Family) -> ModelConfig:
-    """The config of the `text_to_image` ensemble."""
+    """The config of the `text_to_image` ensemble; its parameters tell clients a request's defaults."""
     config.platform = "ensemble"
+    defaults = {"model": family.name, "steps": family.steps, "guidance_scale": family.guidance_scale}
+    for name, value in defaults.items():
+        config.parameters[name].string_value = json.dumps(value)
     _add_tensors(config, signature)
     for model, inputs, outputs in ensemble_steps(family):
         step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,9 +23,11 @@ from huggingface_hub.errors import (
 from safetensors.numpy import load_file, save_file
 
 from export import checkpoint as checkpoint_module
-from export.__main__ import main
+from export.__main__ import Export, main
+from export.modules import load_module
+from export.tokenizers_from_checkpoint import write_tokenizers
 from mmdit.artifact import MANIFEST, Layout, read_manifest
-from mmdit.errors import run_command
+from mmdit.errors import CheckpointError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 Change = Callable[[Path], None]
@@ -68,6 +71,7 @@ def too_narrow(name: str) -> Callable[[dict[str, np.ndarray]], None]:
 
 
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
 DAMAGE: dict[str, tuple[Change, str]] = {
     "no text encoder": (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "lacks text_encoder_2"),
@@ -78,11 +82,11 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     ),
     "no model_index.json": (lambda folder: (folder / "model_index.json").unlink(), "does not exist"),
     "no weights": (
-        lambda folder: (folder / "vae/diffusion_pytorch_model.safetensors").unlink(),
+        lambda folder: (folder / VAE).unlink(),
         "has no diffusion_pytorch_model.safetensors",
     ),
     "no shard": (lambda folder: (folder / SHARD).unlink(), "is missing, but"),
-    "a header cut off": (cut("vae/diffusion_pytorch_model.safetensors", 1000), "damaged or cut off"),
+    "a header cut off": (cut(VAE, 1000), "damaged or cut off"),
     "the last byte cut off": (
         cut("text_encoder_3/model-00001-of-00002.safetensors", -1),
         "damaged or cut off",
@@ -122,22 +126,8 @@ DAMAGE: dict[str, tuple[Change, str]] = {
         edit_tensors("text_encoder/model.safetensors", lambda tensors: tensors.pop("text_projection.weight")),
         "lack text_projection.weight (1 missing",
     ),
-    "a tensor missing in the transformer's shard": (
-        edit_tensors(SHARD, lambda tensors: tensors.pop("proj_out.weight")),
-        "lack proj_out.weight (1 missing",
-    ),
-    "a tensor missing of the VAE": (
-        edit_tensors(
-            "vae/diffusion_pytorch_model.safetensors", lambda tensors: tensors.pop("decoder.conv_in.bias")
-        ),
-        "lack decoder.conv_in.bias (1 missing",
-    ),
     "a text encoder's tensor of another shape": (
         edit_tensors("text_encoder/model.safetensors", too_narrow("text_projection.weight")),
-        "do not fit config.json",
-    ),
-    "the transformer's tensor of another shape": (
-        edit_tensors(SHARD, too_narrow("proj_out.weight")),
         "do not fit config.json",
     ),
     "a weight that FP16 cannot hold": (
@@ -187,6 +177,38 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(damage, miniature, tmp_path
     status, stderr = run("onnx", "--model", folder, "--build", build)
     assert_one_error(status, stderr, words)
     assert_whole(build)
+
+
+@pytest.mark.parametrize(
+    ("component", "damage", "words"),
+    [
+        (
+            "mmdit",
+            edit_tensors(SHARD, lambda tensors: tensors.pop("proj_out.weight")),
+            "lack proj_out.weight",
+        ),
+        ("mmdit", edit_tensors(SHARD, too_narrow("proj_out.weight")), "do not fit config.json"),
+        (
+            "vae_decoder",
+            edit_tensors(VAE, lambda tensors: tensors.pop("decoder.conv_in.bias")),
+            "lack decoder.",
+        ),
+        ("vae_decoder", edit_tensors(VAE, too_narrow("decoder.conv_in.weight")), "do not fit config.json"),
+    ],
+    ids=[
+        "a tensor missing in a shard",
+        "another shape",
+        "a tensor missing of the VAE",
+        "another shape of it",
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_refused(component, damage, words, miniature, tmp_path):
+    """diffusers would leave a missing weight without data, as transformers would draw it at random."""
+    folder = tmp_path / "miniature"
+    shutil.copytree(miniature, folder)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=words):
+        load_module(component, folder, torch.float16)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +284,7 @@ def test_what_the_hub_refuses_is_said_with_the_way_out(error, words, run, monkey
     assert_one_error(status, stderr, "a/b", words)
 
 
-def test_the_hub_is_asked_only_for_files_that_are_read(miniature, run, monkeypatch, tmp_path):
+def test_the_hub_is_asked_only_for_files_that_are_read(miniature, monkeypatch, tmp_path):
     """Single-file checkpoints and FP16 variants lie in the real repositories: twice the bytes."""
     from huggingface_hub.utils import filter_repo_objects
 
@@ -280,10 +302,9 @@ def test_the_hub_is_asked_only_for_files_that_are_read(miniature, run, monkeypat
         return str(tmp_path / "cached")
 
     monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
-    status, stderr = run("onnx", "--model", "someone/tiny", "--build", tmp_path / "build")
-    assert (status, stderr) == (0, "")
-    assert_whole(tmp_path / "build")
-    assert (tmp_path / "build/tiny/onnx/mmdit").is_dir()
+    export = Export("someone/tiny", tmp_path)  # finds every part, and its weights whole
+    assert export.layout.root == tmp_path / "tiny"
+    write_tokenizers(export.family, export.checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("model", ["./nothing", "/no/such/folder", "~/nothing", "word", "a/b/c"])

@@ -11,14 +11,14 @@ import pytest
 
 import export.quiet  # noqa: F401  isort: skip
 import torch
-from modelopt.onnx.export import FP8QuantExporter
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from export.calibration import read_ranges
-from export.fp8_from_calibration import LAYERS_FILE, native_fp8, quantized_module, write_fp8_onnx
+from export.fp8_from_calibration import LAYERS_FILE, quantized_module, write_fp8_onnx
 from export.modules import load_module
-from export.onnx_from_checkpoint import ONNX_FILE, example_inputs, trace
+from export.native_fp8 import native_fp8
+from export.onnx_from_checkpoint import ONNX_FILE, example_inputs
 from mmdit.artifact import read_manifest
 from mmdit.contract import Precision, components
 from mmdit.errors import QuantizationError
@@ -132,14 +132,6 @@ def fp16_graph(build):
 def fake_quantized(miniature, ranges):
     """ModelOpt's module in FP32, so that its own rounding to FP16 is no part of a comparison."""
     return quantized_module(miniature, ranges, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def traced(miniature, ranges, signature, tmp_path_factory):
-    """The graph as ModelOpt's symbolics write it, before anything is done to it."""
-    path = tmp_path_factory.mktemp("traced") / ONNX_FILE
-    trace(quantized_module(miniature, ranges), signature, path)
-    return onnx.load(path)
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -356,42 +348,10 @@ def test_a_file_that_quantizes_other_layers_than_the_module_is_refused(
 ):
     """Should ModelOpt's export change, the file is not written with a layer left out."""
 
-    def forgetful(model: onnx.ModelProto) -> onnx.ModelProto:
-        model = native_fp8(model)
-        node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
-        node.op_type = "Identity"
-        return model
+    def forgetful(model: onnx.ModelProto) -> None:
+        native_fp8(model)
+        next(node for node in model.graph.node if node.op_type == "QuantizeLinear").op_type = "Identity"
 
     monkeypatch.setattr("export.fp8_from_calibration.native_fp8", forgetful)
     with pytest.raises(QuantizationError, match=r"differ at .*input_quantizer \(1 places\)"):
         write_fp8_onnx(family, signature, miniature, ranges, tmp_path)
-
-
-def test_modelopts_own_post_process_still_needs_native_fp8(traced):
-    """When this fails, ModelOpt has mended its exporter: use `post_process` in place of `native_fp8`."""
-    graph = Graph(FP8QuantExporter.post_process(FP8QuantExporter.compress_weights(traced)))
-    behind_softmax = [
-        node for node in quantize_nodes(graph) if graph.producers[node.input[0]].op_type == "Softmax"
-    ]
-    assert len(behind_softmax) == 6
-    (convolution,) = [node for node in graph.nodes if node.op_type == "Conv"]
-    assert graph.producers[convolution.input[1]].op_type == "DequantizeLinear"
-    assert "trt" in {node.domain for node in graph.nodes}
-
-
-def test_modelopts_compression_still_rounds_weights_twice(traced, miniature, ranges):
-    """When this fails, `quantized_module` need no longer round the weights before they are exported."""
-    layer = "transformer_blocks.0.attn.to_q"
-    name = f"model.{layer}.weight"
-    original = load_module("mmdit", miniature, torch.float16).model.get_submodule(layer).weight
-    scale = torch.tensor(float(original.abs().max()) / 448).half()
-    twice = (original / scale).to(torch.float8_e4m3fn)
-    once = (original.float() / scale.float()).to(torch.float8_e4m3fn)
-    assert not torch.equal(twice.float(), once.float())
-    unrounded = onnx.ModelProto()
-    unrounded.CopyFrom(traced)
-    (weight,) = [tensor for tensor in unrounded.graph.initializer if tensor.name == name]
-    weight.CopyFrom(numpy_helper.from_array(original.numpy(), name))
-    graph = Graph(FP8QuantExporter.compress_weights(unrounded))
-    stored = graph.constants[graph.linears()[layer].weight]
-    assert stored.raw_data != once.T.contiguous().view(torch.uint8).numpy().tobytes()

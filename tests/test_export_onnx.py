@@ -32,10 +32,10 @@ LIBRARY_CLASSES = {
 # against the library's module in FP32 and FP16; tests allow twice that. ONNX Runtime computes FP16
 # operators in FP32, so it is nearer to FP32 than torch's FP16 is (torch against torch: 2.0e-3 for the VAE).
 MEASURED = {
-    ("clip_l", torch.float32): 4.6e-4,
+    ("clip_l", torch.float32): 4.7e-4,
     ("clip_l", torch.float16): 9.5e-4,
-    ("clip_g", torch.float32): 4.2e-4,
-    ("clip_g", torch.float16): 8.8e-4,
+    ("clip_g", torch.float32): 4.8e-4,
+    ("clip_g", torch.float16): 1.0e-3,
     ("t5", torch.float32): 3.5e-4,
     ("t5", torch.float16): 8.8e-4,
     ("mmdit", torch.float32): 3.9e-4,

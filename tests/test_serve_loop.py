@@ -13,7 +13,7 @@ from serve.inside.noise import noise_from_seed
 from serve.inside.pixels import pixels_from
 from serve.inside.schedule import Cancelled, Full, StepScheduler
 
-# The first two and the last two values of torch 2.13's torch.randn((16, 16, 16), generator=Generator("cpu").manual_seed(seed)),
+# The first two and the last two values of torch 2.13 for shape (16, 16, 16) and a seed, on its CPU generator,
 # so that a change in numpy's or torch's generator is noticed.
 STORED_NOISE = {
     0: [-1.125839829, -1.152360201, -1.728847146, 0.601982117],

@@ -26,9 +26,10 @@ def psnr(picture, reference):
 @pytest.fixture(scope="module")
 def pipeline(miniature):
     """diffusers' own pipeline over the same checkpoint, FP32."""
-    import export.quiet  # noqa: F401
     import torch
     from diffusers import StableDiffusion3Pipeline
+
+    import export.quiet  # noqa: F401
 
     loaded = StableDiffusion3Pipeline.from_pretrained(miniature, dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
@@ -267,11 +268,14 @@ def test_a_wrong_dtype_shape_or_encoding_is_refused(server, client, name, values
 
 
 def test_a_png_tells_what_made_it(client, tmp_path):
-    """Prompt, seed and settings lie in the file's metadata."""
+    """Model, prompt, seed and settings, given or by default, lie in the file's metadata."""
     picture = client.generate("ein Kreis 🙂", seed=4, steps=2, guidance_scale=3.0)
     picture.save(tmp_path / "pictures" / "circle.png")
     with Image.open(tmp_path / "pictures" / "circle.png") as saved:
-        assert saved.text == {"prompt": "ein Kreis 🙂", "seed": "4", "steps": "2", "guidance_scale": "3.0"}
+        assert saved.text == {
+            **{"model": "miniature", "prompt": "ein Kreis 🙂", "seed": "4", "steps": "2"},
+            **{"guidance_scale": "3.0", "height": "128", "width": "128"},
+        }
         np.testing.assert_array_equal(np.asarray(saved), picture.image)
 
 

@@ -206,7 +206,7 @@ def test_a_missing_engine_is_named_with_the_command_that_makes_it(hopper):
     ],
 )
 def test_a_policy_that_would_not_be_right_is_refused(hopper, tmp_path, monkeypatch, text, message):
-    """A syntax error, an unknown field, what the contract decides, a plan on the CPU: named, nothing written."""
+    """A syntax error, an unknown field, what the contract decides, a plan on the CPU."""
     policies = tmp_path / "model_repository"
     shutil.copytree(ROOT / "model_repository", policies)
     (policies / "mmdit/config.pbtxt").write_text(text)
@@ -241,7 +241,10 @@ def test_an_operators_policy_is_kept(hopper, tmp_path, monkeypatch):
     """Queue limits, parameters and counts go through as they are written."""
     policies = tmp_path / "model_repository"
     shutil.copytree(ROOT / "model_repository", policies)
-    text = 'instance_group [ { count: 2 gpus: [ 1 ] } ]\nparameters { key: "max_requests" value { string_value: "3" } }'
+    text = """
+        instance_group [ { count: 2 gpus: [ 1 ] } ]
+        parameters { key: "max_requests" value { string_value: "3" } }
+    """
     (policies / "mmdit/config.pbtxt").write_text(text)
     monkeypatch.setattr(repository, "POLICIES", policies)
     config = model_config.written(packaged(hopper) / "mmdit/config.pbtxt")
