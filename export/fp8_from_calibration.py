@@ -11,11 +11,12 @@ from torch import nn
 
 from export.modules import Mmdit, load_module
 from export.native_fp8 import native_fp8
-from export.onnx_from_checkpoint import ONNX_FILE, check_finite, save_onnx, trace
+from export.onnx_from_checkpoint import ONNX_FILE, check_finite, save_onnx, traced
 from export.quantization import E4M3_MAX, as_json, audit, insert_quantizers, set_ranges, totals
 from mmdit.contract import Signature
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
+from mmdit.progress import Progress
 
 LAYERS_FILE = "layers.json"
 
@@ -42,14 +43,15 @@ def write_fp8_onnx(
     Returns the totals. Raises QuantizationError when a quantized layer of the module is not quantized
     in the file.
     """
-    module = quantized_module(checkpoint, ranges)
-    path = folder / ONNX_FILE
-    trace(module, signature, path)
-    model = onnx.load(path)
-    native_fp8(model)
+    with Progress("onnx-fp8 mmdit", total=3, unit="of load, trace, save") as progress:
+        module = quantized_module(checkpoint, ranges)
+        progress.advance()
+        model = traced(module, signature, folder)
+        native_fp8(model)
+        _check_every_layer(model, module)
+        progress.advance()
+        save_onnx(model, folder / ONNX_FILE)
     layers = audit(module.model, family)
-    _check_every_layer(model, module)
-    save_onnx(model, path)
     (folder / LAYERS_FILE).write_text(json.dumps(as_json(layers), indent=1) + "\n")
     return totals(layers)
 

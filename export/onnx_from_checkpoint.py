@@ -12,6 +12,7 @@ from torch import nn
 from export.modules import explicit_attention, load_module
 from mmdit.contract import Dtype, Signature, Tensor, dims_at, dims_vary
 from mmdit.errors import CheckpointError, EngineError
+from mmdit.progress import Progress
 
 # Q/DQ with FP16 scales needs 19; 20 has Gelu. TorchScript's exporter is right at any size; torch's newer
 # one is wrong at odd numbers of tokens (torch 2.13).
@@ -27,9 +28,13 @@ def write_onnx(component: str, signature: Signature, checkpoint: Path, folder: P
 
     Raises CheckpointError when weights are missing or not finite in FP16.
     """
-    module = load_module(component, checkpoint, torch.float16)
-    check_finite(component, module)
-    trace(module, signature, folder / ONNX_FILE)
+    with Progress(f"onnx {component}", total=3, unit="of load, trace, save") as progress:
+        module = load_module(component, checkpoint, torch.float16)
+        check_finite(component, module)
+        progress.advance()
+        model = traced(module, signature, folder)
+        progress.advance()
+        save_onnx(model, folder / ONNX_FILE)
 
 
 def check_finite(component: str, module: nn.Module) -> None:
@@ -41,8 +46,9 @@ def check_finite(component: str, module: nn.Module) -> None:
             )
 
 
-def trace(module: nn.Module, signature: Signature, path: Path) -> None:
-    """Write a module's graph to `path` with TorchScript's exporter, checked and in one or two files."""
+def traced(module: nn.Module, signature: Signature, folder: Path) -> onnx.ModelProto:
+    """A module's graph, traced with TorchScript's exporter; `folder` holds its files meanwhile."""
+    path = folder / ONNX_FILE
     tensors = (*signature.inputs, *signature.outputs)
     varying = dims_vary(signature)
     with warnings.catch_warnings(), torch.no_grad(), explicit_attention():
@@ -69,7 +75,9 @@ def trace(module: nn.Module, signature: Signature, path: Path) -> None:
                 dim.dim_value = known
             else:
                 dim.dim_param = known
-    save_onnx(model, path)
+    for file in folder.iterdir():  # past 2 GB the exporter writes a file for each tensor
+        file.unlink()
+    return model
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
@@ -77,8 +85,6 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
 
     Raises EngineError when the checker refuses the file.
     """
-    for leftover in path.parent.iterdir():  # the exporter writes a file for each tensor past 2 GB
-        leftover.unlink()
     external = sum(len(weight.raw_data) for weight in model.graph.initializer) > EXTERNAL_DATA_BYTES
     onnx.save_model(
         model,

@@ -59,7 +59,7 @@ class Progress:
         else:
             text = f"{self.label}: {counted}"
         if not self._terminal:
-            if self.done or not end:
+            if self.done:
                 print(text, file=sys.stderr, flush=True)
             return
         filled = 24 * self.done // self.total

@@ -98,7 +98,6 @@ def test_progress_in_a_log_is_a_line_every_ten_seconds(capsys, clock):
             clock(6)
             bar.advance()
     assert capsys.readouterr().err.splitlines() == [
-        "tracing: 0/9 layers",
         "tracing: 2/9 layers, 42 s left",
         "tracing: 4/9 layers, 30 s left",
         "tracing: 6/9 layers, 18 s left",
