@@ -18,6 +18,7 @@ MODEL := $(strip $(MODEL))
 TARGET := $(strip $(TARGET))
 PRECISION := $(strip $(PRECISION))
 PYTHON := $(strip $(PYTHON))
+SHELL := bash
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
@@ -44,13 +45,16 @@ $(READY): pyproject.toml constraints.txt
 	ok or sys.exit("error: mmdit-trt needs Linux x86-64 and Python 3.11 or 3.12, found %s %s, Python %s; \
 	choose another with PYTHON=…" % (platform.system(), platform.machine(), platform.python_version()))'
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt pip
+	@$(RUN) -m pip install -qq --disable-pip-version-check -c constraints.txt pip
 	@torch=$$(grep '^torch==' constraints.txt); \
 	if $(RUN) -m pip install -q --dry-run --no-deps "$$torch+cpu" >/dev/null 2>&1; \
 	then echo "setting up $(VENV): downloads about 0.5 GB, takes 2.0 GB of disk"; \
 	else echo "setting up $(VENV): downloads several GB, since the package index has torch with CUDA only;" \
 	"with PyTorch's CPU index in PIP_EXTRA_INDEX_URL it is 0.5 GB"; fi
-	@$(RUN) -m pip install -q --progress-bar=on -c constraints.txt --group all
+	@set -o pipefail; $(RUN) -m pip install -c constraints.txt --group all 2>$(VENV)/setup.err \
+	| awk '/^(Collecting|Processing)/ && ++n % 10 == 0 { print "  " n " packages"; fflush() } \
+	/^Installing collected/ { print "  installing " n " packages"; fflush() }' \
+	|| { grep -v '^WARNING' $(VENV)/setup.err | tail -n 5 >&2; exit 1; }
 	@touch $(READY)
 
 checkpoint: $(READY) $(if $(filter miniature,$(MODEL)),$(MINIATURE)) ## make the miniature's checkpoint

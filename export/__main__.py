@@ -20,6 +20,7 @@ from mmdit.artifact import (
     fingerprint,
     require,
     sha256,
+    shown,
     versions,
     whole,
 )
@@ -172,7 +173,7 @@ class Export:
             f"{found['fp16_layers']} in FP16; FP8 weights under "
             f"{found['block_linear_flops_on_fp8_weights']:.1%} of the blocks' linear FLOPs; linear "
             f"weights take {found['linear_weight_bytes_against_fp16']:.1%} of FP16's bytes\n"
-            f"  each layer: {folder / 'layers.json'}"
+            f"  each layer: {shown(folder / 'layers.json')}"
         )
 
     def _all_hashes(self) -> dict[str, str]:
@@ -208,7 +209,7 @@ class Export:
         print(f"{label}: making it ({reason})", flush=True)
         with whole(folder, manifest) as partial:
             manifest.findings = write(partial) or {}
-        print(f"{label}: {folder}", flush=True)
+        print(f"{label}: {shown(folder)}", flush=True)
 
 
 if __name__ == "__main__":
