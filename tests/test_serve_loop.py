@@ -292,6 +292,31 @@ def test_an_engines_failure_is_that_of_its_call():
     assert ended == ["out of memory", None]
 
 
+def test_a_velocity_of_the_wrong_shape_is_an_error_of_its_call():
+    """The loop lives on."""
+    ended = []
+    scheduler = StepScheduler(lambda latent, *_: latent[:, :, :1, :3], 64)
+    scheduler.submit(request(on_end=lambda _, error: ended.append(error)))
+    assert scheduler.step() == 0
+    assert isinstance(ended[0], ValueError)
+
+
+def test_an_answer_that_cannot_be_sent_does_not_stop_the_loop(capsys):
+    """The client is gone; the others get their pictures, and the log tells."""
+    ended = []
+
+    def gone(*_):
+        raise BrokenPipeError("the client is gone")
+
+    scheduler = StepScheduler(Engine(), 64)
+    scheduler.submit(request(steps=1, on_end=gone))
+    scheduler.submit(request(steps=1, on_end=lambda _, error: ended.append(error)))
+    while scheduler.step():
+        pass
+    assert ended == [None]
+    assert "the client is gone" in capsys.readouterr().err
+
+
 def test_a_full_scheduler_refuses_at_once():
     """One request more than it holds raises Full; when one has ended there is room again."""
     scheduler = StepScheduler(Engine(), 2)

@@ -8,6 +8,7 @@ engine's own rounding).
 
 import itertools
 import threading
+import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -79,27 +80,26 @@ class StepScheduler:
         call = self._next_call([request for request in requests if request in self._waiting])
         if not call:
             return 0
+        rows = 0
         try:
             latents, timesteps = zip(*(request.engine_inputs() for request in call), strict=True)
             velocity = self._engine(
                 np.concatenate(latents), np.concatenate(timesteps), *self._constants(call)
             )
-        except (
-            Exception
-        ) as error:  # an engine's failure is that of the requests in the call, not the server's
+            for request in call:
+                request.advance(velocity[rows : rows + request.rows])
+                rows += request.rows
+        except Exception as error:  # the engine's failure is that of the requests in the call
             for request in call:
                 self._end(request, error)
             return 0
-        row = 0
         for request in call:
-            request.advance(velocity[row : row + request.rows])
-            row += request.rows
             if request.finished:
                 self._end(request, None)
             else:
                 with self._changed:
                     self._waiting[request] = next(self._turn)
-        return row
+        return rows
 
     def _next_call(self, requests: list[Denoising]) -> list[Denoising]:
         """Requests of one size, the longest waiting first, as many as their size's rows allow."""
@@ -127,4 +127,7 @@ class StepScheduler:
             self._waiting.pop(request, None)
         if self._joined is not None and id(request) in self._joined[0]:
             self._joined = None  # an id may be used again
-        request.on_end(request, error)
+        try:
+            request.on_end(request, error)
+        except Exception:  # a client that is gone must not stop the loop for the others
+            traceback.print_exc()
