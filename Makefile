@@ -2,40 +2,46 @@
 #   checkpoint ──▶ onnx ──▶ fp8 ──▶ engines ──▶ repository ──▶ serve ◀── generate
 # Each is remade only when what it was made from has changed; the stages say why.
 
-MODEL     ?= miniature#                  a checkpoint's folder, a hub id, or "miniature"
-TARGET    ?= auto#                       auto, hopper, ada or cpu
-PRECISION ?= fp8#                        of the MMDiT: fp8 or fp16
-PYTHON    ?= python3#                    3.11 or 3.12, Linux x86-64
+# a checkpoint's folder, a hub id, or "miniature"
+MODEL ?= miniature
+# auto, hopper, ada, cpu, or a compute capability such as sm86
+TARGET ?= auto
+# of the MMDiT: fp8 or fp16
+PRECISION ?= fp8
+# 3.11 or 3.12, on Linux x86-64
+PYTHON ?= python3
 
+HOST ?= 127.0.0.1
 GRPC_PORT ?= 8001
 HTTP_PORT ?= 8000
 METRICS_PORT ?= 8002
-PROMPT    ?= a red square on a blue background
-OUT       ?= picture.png
-URL       ?= localhost:$(GRPC_PORT)
+PROMPT ?= a red square on a blue background
+OUT ?= picture.png
+URL ?= localhost:$(GRPC_PORT)
 
-MODEL := $(strip $(MODEL))
-TARGET := $(strip $(TARGET))
-PRECISION := $(strip $(PRECISION))
-PYTHON := $(strip $(PYTHON))
+ifeq ($(filter fp8 fp16,$(PRECISION)),)
+$(error PRECISION=$(PRECISION) is unknown: expected fp8 or fp16)
+endif
+
 SHELL := bash
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 MINIATURE := build/miniature/checkpoint/miniature.json
-CHOSEN = --model '$(MODEL)' --target '$(TARGET)' --precision '$(PRECISION)'
+# A variable as one word of the shell, as it was given: neither make nor the shell expands what is in it.
+quoted = '$(subst ','\'',$(value $(1)))'
+CHOSEN = --model $(call quoted,MODEL) --target $(call quoted,TARGET) --precision $(PRECISION)
 # variables of a request, passed on only when they are given
-REQUEST = $(if $(NEGATIVE_PROMPT),--negative-prompt '$(subst ','\'',$(NEGATIVE_PROMPT))') \
-	$(if $(SEED),--seed '$(SEED)') $(if $(STEPS),--steps '$(STEPS)') \
-	$(if $(GUIDANCE_SCALE),--guidance-scale '$(GUIDANCE_SCALE)') \
-	$(if $(HEIGHT),--height '$(HEIGHT)') $(if $(WIDTH),--width '$(WIDTH)')
-QUOTED_PROMPT = '$(subst ','\'',$(PROMPT))'
+given = $(if $(value $(1)),--$(2)=$(call quoted,$(1)))
+REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) \
+	$(call given,STEPS,steps) $(call given,GUIDANCE_SCALE,guidance-scale) \
+	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup checkpoint onnx fp8 engines repository serve generate test lint clean
+.PHONY: help demo setup target checkpoint onnx fp8 engines repository serve generate test lint clean
 
 demo: engines ## the miniature, from checkpoint to a picture through Triton, on any machine
-	@$(RUN) -m serve demo $(CHOSEN) --prompt $(QUOTED_PROMPT) $(REQUEST)
+	@$(RUN) -m serve demo $(CHOSEN) --prompt=$(call quoted,PROMPT) $(REQUEST)
 
 setup: $(READY) ## install what everything needs into .venv (the other targets do it by themselves)
 
@@ -57,29 +63,32 @@ $(READY): pyproject.toml constraints.txt
 	|| { grep -v '^WARNING' $(VENV)/setup.err | tail -n 5 >&2; exit 1; }
 	@touch $(READY)
 
+target: $(READY) # refuse a target that this machine cannot build before hours of export
+	@$(RUN) -m engines $(CHOSEN) --check >/dev/null
+
 checkpoint: $(READY) $(if $(filter miniature,$(MODEL)),$(MINIATURE)) ## make the miniature's checkpoint
 
 $(MINIATURE): $(wildcard miniature/*.py) | $(READY)
 	@$(RUN) -m miniature --output $(dir $(MINIATURE))
 
 onnx: checkpoint ## MODEL's checkpoint to one FP16 ONNX file per component
-	@$(RUN) -m export onnx --model '$(MODEL)'
+	@$(RUN) -m export onnx --model $(call quoted,MODEL)
 
 fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX
-	@$(RUN) -m export fp8 --model '$(MODEL)'
+	@$(RUN) -m export fp8 --model $(call quoted,MODEL)
 
-engines: $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
+engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
 	@$(RUN) -m engines $(CHOSEN)
 
 repository: engines ## engines to a Triton model repository
 	@$(RUN) -m serve package $(CHOSEN)
 
-serve: repository ## a Triton server over it, until Ctrl-C
-	@exec $(RUN) -m serve launch $(CHOSEN) \
+serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT=
+	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) \
 	--grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 
-generate: $(READY) ## ask the server at URL for a picture: PROMPT= OUT= SEED= STEPS= GUIDANCE_SCALE= HEIGHT= WIDTH=
-	@$(RUN) -m serve generate $(QUOTED_PROMPT) --url '$(URL)' --out '$(OUT)' $(REQUEST)
+generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= HEIGHT= WIDTH= OUT=
+	@$(RUN) -m serve generate $(REQUEST) --url $(URL) --out $(call quoted,OUT) -- $(call quoted,PROMPT)
 
 test: $(READY) ## the tests
 	@$(RUN) -m pytest

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"target {target.name}: {why}")
     for warning in target.warnings(precision):
         print(f"warning: {warning}", file=sys.stderr)
+    if arguments.check:
+        return
     if not target.fp8:
         precision = Precision.FP16
 
@@ -73,6 +75,9 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         choices=[precision.value for precision in Precision],
         default=Precision.FP8.value,
         help="of the MMDiT; the other components are FP16 (default: fp8)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only tell whether this machine can build for the target"
     )
     parser.add_argument(
         "--shapes", metavar="NAME", help="the shape set served (default: the model's own size)"

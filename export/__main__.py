@@ -126,7 +126,7 @@ class Export:
     def fp8(self, **calibration: int | None) -> None:
         """Calibrate, and make the MMDiT's FP8 ONNX file."""
         onnx = self.layout.onnx("mmdit")
-        command = f"make onnx MODEL={self.layout.name}"
+        command = f"make onnx MODEL={self.layout.model}"
         if require(onnx, command).checkpoint != self.fingerprint:
             raise ArtifactError(f"{onnx} was made from another checkpoint: run `{command}` first")
         from export.prompts import PROMPTS, CalibrationSettings

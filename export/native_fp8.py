@@ -37,18 +37,21 @@ def native_fp8(model: onnx.ModelProto) -> None:
     for node in graph.node:
         if node.op_type != _QUANTIZE:
             continue
+        quantizer = node.name.rsplit("/", 1)[0]
         scale = TensorProto()
         scale.CopyFrom(constants[node.input[1]])
-        scale.name = f"{node.name.rsplit('/', 1)[0]}/scale"
+        scale.name = f"{quantizer}/scale"
         graph.initializer.append(scale)
         (dequantize,) = readers[node.output[0]]
         dequantize.op_type, dequantize.domain = "DequantizeLinear", ""
         if node.input[0] in weights:
-            weight = weights[node.input[0]]
             transposes = readers[dequantize.output[0]]
             transposed = all(reader.op_type == "Transpose" for reader in transposes)
-            _to_e4m3(weight, scale, transposed=transposed)
-            dequantize.input[:] = [weight.name, scale.name]
+            # One for each quantizer: the exporter merges equal weights of different layers.
+            stored = _e4m3(weights[node.input[0]], scale, transposed=transposed)
+            stored.name = f"{quantizer}/e4m3"
+            graph.initializer.append(stored)
+            dequantize.input[:] = [stored.name, scale.name]
             gone.add(node.output[0])
             for transpose in transposes if transposed else []:
                 gone.add(transpose.output[0])
@@ -63,13 +66,13 @@ def native_fp8(model: onnx.ModelProto) -> None:
 
     graph.initializer.append(TensorProto(name=_ZERO, data_type=TensorProto.FLOAT8E4M3FN, raw_data=b"\0"))
     used = {name for node in graph.node if node.output[0] not in gone for name in node.input}
-    kept = [
-        node
-        for node in graph.node
-        if node.output[0] not in gone and not (node.op_type == "Constant" and node.output[0] not in used)
-    ]
-    del graph.node[:]
-    graph.node.extend(kept)
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if node.output[0] in gone or (node.op_type == "Constant" and node.output[0] not in used):
+            del graph.node[index]
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]
     domains = [entry for entry in model.opset_import if entry.domain != "trt"]
     del model.opset_import[:]
     model.opset_import.extend(domains)
@@ -77,15 +80,15 @@ def native_fp8(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
 
 
-def _to_e4m3(weight: TensorProto, scale: TensorProto, *, transposed: bool) -> None:
-    """Store a 16-bit weight as E4M3 in units of the scale, rounded once."""
+def _e4m3(weight: TensorProto, scale: TensorProto, *, transposed: bool) -> TensorProto:
+    """A 16-bit weight as E4M3 in units of the scale, rounded once."""
     values = torch.from_numpy(numpy_helper.to_array(weight).astype(np.float32))
     values = values / float(numpy_helper.to_array(scale))
     if transposed:
         values = values.T
     stored = values.clamp(-E4M3_MAX, E4M3_MAX).contiguous().to(torch.float8_e4m3fn)
-    weight.ClearField("float_data")
-    weight.ClearField("int32_data")
-    weight.data_type = TensorProto.FLOAT8E4M3FN
-    weight.dims[:] = stored.shape
-    weight.raw_data = stored.view(torch.uint8).numpy().tobytes()
+    return TensorProto(
+        data_type=TensorProto.FLOAT8E4M3FN,
+        dims=stored.shape,
+        raw_data=stored.view(torch.uint8).numpy().tobytes(),
+    )

@@ -6,6 +6,7 @@ was made from the same files, with the same settings and tools; otherwise it say
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -49,7 +50,7 @@ class Manifest(BaseModel):
     def reason_to_rebuild(self, folder: Path) -> str | None:
         """Why the artifact in `folder` is not the one that this manifest describes; None if it is."""
         if not folder.exists():
-            return "not made yet"
+            return "new"
         try:
             found = read_manifest(folder)
         except ArtifactError as error:
@@ -76,7 +77,10 @@ class Layout:
     """
 
     def __init__(self, model: str, build: Path = BUILD) -> None:
-        self.name = Path(model).resolve().name if Path(model).is_dir() else model.rsplit("/", 1)[-1]
+        self.model = model
+        self.name = Path(model).resolve().name if Path(model).is_dir() else Path(model).name
+        if not model or self.name in ("", ".."):
+            raise ArtifactError(f"MODEL={model!r} names no model: expected miniature, a folder or a hub id")
         self.root = build / self.name
 
     def onnx(self, component: str, precision: Precision = Precision.FP16) -> Path:
@@ -147,7 +151,9 @@ def whole(folder: Path, manifest: Manifest) -> Iterator[Path]:
     partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    lock = os.open(folder.parent, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that make artifacts of one folder take turns
         yield partial
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest.files = {str(path.relative_to(partial)): sha256(path) for path in paths}
@@ -160,6 +166,7 @@ def whole(folder: Path, manifest: Manifest) -> Iterator[Path]:
         else:
             partial.rename(folder)
     finally:
+        os.close(lock)
         shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -66,6 +66,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader of the output, `head` say, has seen enough
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # no space, no permission, a folder where a file should be
+        print(f"error: {error.filename or 'the file system'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -95,6 +95,11 @@ def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, s
     return target, f"{gpu.name}, {_sm(gpu.compute_capability)}, TensorRT {tensorrt}"
 
 
+def has_fp8(name: str) -> bool:
+    """Whether a target executes FP8 graphs, told by its name alone: sm86 does not."""
+    return not re.fullmatch(r"sm\d{2,3}", name) or int(name[2:]) >= 10 * _FIRST_FP8[0] + _FIRST_FP8[1]
+
+
 def find_gpu() -> Gpu | None:
     """The first GPU that CUDA would show, asked through NVML; None without one or its driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

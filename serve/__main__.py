@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mmdit.artifact import BUILD, Layout, shown
 from mmdit.contract import Precision
-from mmdit.errors import run_command
+from mmdit.errors import ServerError, run_command
 from mmdit.progress import Progress as ProgressBar
-from mmdit.target import find_gpu, resolve, tensorrt_version
+from mmdit.target import find_gpu, has_fp8, resolve, tensorrt_version
 
 DEMO_PROMPT = "a red square on a blue background"
 DEMO_SEED = 1
@@ -33,6 +33,7 @@ def main() -> int:
     model.add_argument("--build", type=Path, default=BUILD, help="where artifacts lie")
 
     ports = argparse.ArgumentParser(add_help=False)
+    ports.add_argument("--host", default="127.0.0.1", help="0.0.0.0: all; default: this machine only")
     ports.add_argument("--grpc-port", type=int, default=8001, help="default: %(default)s")
     ports.add_argument("--http-port", type=int, default=8000, help="default: %(default)s")
     ports.add_argument("--metrics-port", type=int, default=8002, help="default: %(default)s")
@@ -69,7 +70,7 @@ def main() -> int:
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
 
-        chosen = Ports(arguments.grpc_port, arguments.http_port, arguments.metrics_port)
+        chosen = Ports(arguments.grpc_port, arguments.http_port, arguments.metrics_port, arguments.host)
         return serve(repository, chosen, layout.root / "triton" / "server.log")
     if arguments.command == "demo":
         from serve.launcher import Ports, running
@@ -85,10 +86,9 @@ def main() -> int:
 
 def _target(name: str, precision: Precision) -> tuple[str, Precision]:
     """The name of a target and the precision that its engines have, as the engines stage decided."""
-    if name != "auto":  # its engines may have been built on another machine
-        return name, precision
-    target, _ = resolve(name, find_gpu(), tensorrt_version())
-    return target.name, precision if target.fp8 else Precision.FP16
+    if name == "auto":  # another name's engines may have been built on another machine
+        name = resolve(name, find_gpu(), tensorrt_version())[0].name
+    return name, precision if has_fp8(name) else Precision.FP16
 
 
 def _package(layout: Layout, target: str, precision: Precision, repository: Path) -> None:
@@ -105,6 +105,8 @@ def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -
         name: getattr(arguments, name)
         for name in ("negative_prompt", "seed", "steps", "guidance_scale", "height", "width")
     }
+    if out.is_dir() or out.suffix.lower() != ".png":
+        raise ServerError(f"OUT={shown(out)}: expected a file name that ends in .png")
     bar: ProgressBar | None = None
     with Client(url) as client:
         for update in client.stream(prompt, **options):

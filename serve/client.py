@@ -32,7 +32,7 @@ class Picture:
     `truncated`: the prompt was longer than an encoder reads.
     """
 
-    image: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8] = field(repr=False)
     seed: int
     truncated: bool
     request: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,8 @@ class Picture:
         """Write a PNG with the model, the prompt, the seed and the settings in its metadata."""
         information = PngInfo()
         height, width, _ = self.image.shape
-        for name, value in (self.request | {"seed": self.seed, "height": height, "width": width}).items():
+        told = self.request | {"seed": self.seed, "height": height, "width": width}
+        for name, value in sorted(told.items()):
             if not isinstance(value, np.ndarray):
                 information.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ class Progress:
     step: int
     steps: int
     sigma: float
-    preview: npt.NDArray[np.uint8] | None
+    preview: npt.NDArray[np.uint8] | None = field(repr=False)
 
 
 class Client:
@@ -96,12 +97,19 @@ class Client:
         return self._picture(answer, request)
 
     def stream(
-        self, prompt: str, *, progress_every: int = 1, preview: bool = False, **options: Any
+        self,
+        prompt: str,
+        *,
+        progress_every: int = 1,
+        preview: bool = False,
+        timeout: float | None = None,
+        **options: Any,
     ) -> Iterator[Progress | Picture]:
         """Make one picture and tell of it on the way: Progress after every `progress_every` steps, then
         the Picture.
 
-        To leave the loop early cancels the request. Raises ServerError.
+        To leave the loop early cancels the request. `timeout` bounds the seconds between two answers.
+        Raises ServerError.
         """
         request = {"prompt": prompt} | {k: v for k, v in options.items() if v is not None}
         inputs = self._tensors(_STREAM, request | {"progress_every": progress_every, "preview": preview})
@@ -114,7 +122,10 @@ class Client:
             client.async_stream_infer(_STREAM, inputs, enable_empty_final_response=True)
             picture = None
             while True:
-                answer, error = answers.get()
+                try:
+                    answer, error = answers.get(timeout=timeout)
+                except queue.Empty:
+                    raise ServerError(f"{self.url} has not answered for {timeout} seconds") from None
                 if error is not None:
                     finished = True
                     raise self._error(error)
@@ -132,7 +143,7 @@ class Client:
         finally:
             # Cancel only what still runs: Triton 2.51 cannot unload a model whose stream was cancelled
             # while it ended, and the server's stop then waits for its time-out.
-            if not finished:
+            if not finished and client._stream is not None:
                 # tritonclient 2.73 forgets the thread that waits for more requests of a cancelled stream.
                 client._stream._request_queue.put(None)
             client.stop_stream(cancel_requests=not finished)
@@ -148,13 +159,16 @@ class Client:
         tensors = []
         for name, value in values.items():
             dtype = known[name]
-            content = value.encode() if isinstance(value, str) else value
             try:
-                array: npt.NDArray[Any] = np.atleast_1d(np.asarray(content, dtype.numpy))
+                array = np.atleast_1d(np.asarray(value.encode() if isinstance(value, str) else value))
+                safe = "unsafe" if dtype is Dtype.BYTES else "same_kind"
+                converted = array.astype(dtype.numpy, casting=safe)
+                if dtype in (Dtype.INT32, Dtype.INT64) and not np.array_equal(array, converted):
+                    raise OverflowError
             except (ValueError, TypeError, OverflowError):
                 raise ServerError(f"{name} is {value!r}: expected {dtype.value}") from None
-            tensor = triton.InferInput(name, array.shape, dtype.value)
-            tensor.set_data_from_numpy(array)
+            tensor = triton.InferInput(name, converted.shape, dtype.value)
+            tensor.set_data_from_numpy(converted)
             tensors.append(tensor)
         return tensors
 

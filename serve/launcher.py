@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -34,11 +35,12 @@ START_TIMEOUT = 600  # seconds; engines of several GB are read from disk
 
 @dataclass(frozen=True)
 class Ports:
-    """The server's three ports."""
+    """The server's three ports, and the address that it listens on."""
 
     grpc: int = 8001
     http: int = 8000
     metrics: int = 8002
+    host: str = "127.0.0.1"
 
     @classmethod
     def free(cls) -> "Ports":
@@ -60,7 +62,7 @@ class Ports:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind(("0.0.0.0", port))
+                    probe.bind((self.host, port))
                 except OSError as error:
                     raise ServerError(
                         f"port {port} cannot be used ({error.strerror}): stop what listens there, or "
@@ -81,8 +83,9 @@ class Server:
         ports.check_free()
         self.repository = repository
         self.ports = ports
+        self._address = "127.0.0.1" if ports.host == "0.0.0.0" else ports.host
         self.log = log
-        self._models: dict[str, int] = {}
+        self._models: dict[int, str] = {}
         log.parent.mkdir(parents=True, exist_ok=True)
         command, environment = _server_command(log.parent)
         with log.open("wb") as stream:
@@ -90,6 +93,7 @@ class Server:
                 [
                     *command,
                     f"--model-repository={repository}",
+                    *(f"--{service}-address={ports.host}" for service in ("grpc", "http", "metrics")),
                     f"--grpc-port={ports.grpc}",
                     f"--http-port={ports.http}",
                     f"--metrics-port={ports.metrics}",
@@ -109,7 +113,7 @@ class Server:
         deadline = time.monotonic() + timeout
         waiting = list(models)
         with (
-            triton.InferenceServerClient(f"localhost:{self.ports.grpc}") as client,
+            triton.InferenceServerClient(f"{self._address}:{self.ports.grpc}") as client,
             Progress("starting Triton", total=len(models), unit="models") as progress,
         ):
             while waiting:
@@ -132,22 +136,26 @@ class Server:
         Triton 2.51 neither restarts a model's process nor calls the model unready: it would refuse every
         request from then on.
         """
-        if self._process.poll() is not None:
-            return f"the Triton server ended with status {self._process.returncode}: {self._reason()}"
-        alive = self._model_processes()
-        dead = sorted(self._models.keys() - alive.keys())
-        return f"the process of model {', '.join(dead)} died" if dead else None
+        status = self._process.poll()
+        if status is not None and status < 0:
+            return f"the Triton server was killed by signal {-status}"
+        if status is not None:
+            return f"the Triton server ended with status {status}: {self._reason()}"
+        dead = self._models.keys() - self._model_processes().keys()
+        names = sorted({self._models[process] for process in dead})
+        return f"the process of model {', '.join(names)} died" if names else None
 
-    def _model_processes(self) -> dict[str, int]:
-        """Model → the process of its Python backend."""
+    def _model_processes(self) -> dict[int, str]:
+        """This server's Python backend processes → their models."""
         models = {}
         for process in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
+                if not process.name.isdigit() or os.getsid(int(process.name)) != self._process.pid:
+                    continue
                 command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                for argument in command if process.name.isdigit() else []:
-                    path = Path(argument)
-                    if path.name == "model.py" and path.parent.parent.parent == self.repository:
-                        models[path.parent.parent.name] = int(process.name)
+                for path in map(Path, command):
+                    if path.name == "model.py":
+                        models[int(process.name)] = path.parent.parent.name
         return models
 
     def stop(self) -> None:
@@ -161,9 +169,13 @@ class Server:
             self._process.wait()
 
     def _reason(self) -> str:
+        """The first line of the log that tells of a model that failed, else of an error, else the last."""
         lines = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in lines if "error:" in line.lower() or line.startswith("E1")]
-        return (errors or lines or ["no output"])[-1].strip()
+        errors = [line for line in lines if re.match(r"E\d{4} |error:", line) and "Cuda" not in line]
+        chosen = (
+            [line for line in errors if "failed to load" in line] or errors or lines[-1:] or ["no output"]
+        )
+        return chosen[0].split("\\n")[0].strip()
 
 
 @contextlib.contextmanager
@@ -183,13 +195,14 @@ def serve(repository: Path, ports: Ports, log: Path) -> int:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets background jobs ignore SIGINT
+        signal.signal(number, interrupt)
     server = Server(repository, ports, log)
     try:
         server.wait_until_ready()
         print(
-            f"serving {shown(repository)}\n  gRPC     localhost:{ports.grpc}\n  HTTP     "
-            f"localhost:{ports.http}\n  metrics  localhost:{ports.metrics}/metrics\n"
+            f"serving {shown(repository)}\n  gRPC     {ports.host}:{ports.grpc}\n"
+            f"  HTTP     {ports.host}:{ports.http}\n  metrics  {ports.host}:{ports.metrics}/metrics\n"
             f"  log      {shown(log)}\nCtrl-C stops it",
             flush=True,
         )

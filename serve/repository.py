@@ -36,7 +36,7 @@ class Engines:
 
     def __init__(self, layout: Layout, target: str, precision: Precision) -> None:
         """Raises ArtifactError for a missing engine, RepositoryError for engines that do not fit."""
-        make = f"make engines MODEL={layout.name} TARGET={target} PRECISION={precision.value}"
+        make = f"make engines MODEL={layout.model} TARGET={target} PRECISION={precision.value}"
         precisions = {name: Precision.FP16 for name in COMPONENTS} | {"mmdit": precision}
         self.folders = {name: layout.engine(target, name, precisions[name]) for name in COMPONENTS}
         self.manifests = {name: require(folder, make) for name, folder in self.folders.items()}

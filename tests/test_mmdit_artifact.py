@@ -156,7 +156,7 @@ def test_a_changed_file_is_a_reason_to_rebuild(made):
 
 def test_a_missing_file_or_manifest_is_a_reason_to_rebuild(made):
     """Told apart: nothing was made, something was damaged."""
-    assert manifest().reason_to_rebuild(made.parent / "other") == "not made yet"
+    assert manifest().reason_to_rebuild(made.parent / "other") == "new"
     (made / "model.onnx").unlink()
     assert manifest().reason_to_rebuild(made) == "a file of it is gone"
     (made / MANIFEST).write_text('{"kind": "onnx"}')

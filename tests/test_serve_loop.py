@@ -141,7 +141,8 @@ def test_segments_of_steps_equal_the_whole(limits):
             {"latents": np.zeros((16, 16, 16), np.float32), "width": 64},
             "width is 64, but the latents are for 128",
         ),
-        ({"latents": np.full((16, 16, 16), np.nan, np.float32)}, "not finite"),
+        ({"latents": np.full((16, 16, 16), np.nan, np.float32)}, "values that FP16 does not"),
+        ({"latents": np.full((16, 16, 16), -1e6, np.float32)}, "expected up to 65504"),
     ],
 )
 def test_a_bad_request_is_named(limits, given, message):

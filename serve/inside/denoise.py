@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .noise import noise_from_seed
 
 Array = npt.NDArray[Any]
+LARGEST_FP16 = 65504.0
 
 
 class RequestError(ValueError):
@@ -172,8 +173,8 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
             if asked is not None and asked != found:
                 raise RequestError(f"{name} is {asked}, but the latents are for {found}: they must agree")
         height, width = of_latents
-        if not np.isfinite(latents).all():
-            raise RequestError("latents hold values that are not finite")
+        if not (np.abs(latents) <= LARGEST_FP16).all():
+            raise RequestError(f"latents hold values that FP16 does not: expected up to {LARGEST_FP16:g}")
     height = limits.default_size if height is None else int(height)
     width = limits.default_size if width is None else int(width)
     max_rows = limits.max_rows(height, width)

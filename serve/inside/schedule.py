@@ -75,7 +75,12 @@ class StepScheduler:
         with self._changed:
             requests = sorted(self._waiting, key=self._waiting.__getitem__)
         for request in requests:
-            if request.is_cancelled():
+            try:
+                cancelled = request.is_cancelled()
+            except Exception:  # whatever happens to one request, the loop goes on for the others
+                cancelled = True
+                traceback.print_exc()
+            if cancelled:
                 self._end(request, Cancelled("cancelled by the client"))
         call = self._next_call([request for request in requests if request in self._waiting])
         if not call:

@@ -36,18 +36,20 @@ class TritonPythonModel:
         return triton.call("mmdit", inputs, ["velocity"])["velocity"]
 
     def answer(self, sender, denoising, error):
-        if error is None and not np.isfinite(denoising.latents).all():
-            error = ArithmeticError(
-                f"the latents overflowed at step {denoising.step}: the engine is at fault"
-            )
-        if error is not None:
-            return self.send(sender, triton.error_response(error))
-        outputs = {
-            "latents": denoising.latents,
-            "vae_latent": vae_latent(denoising.latents, self.limits),
-            "used_seed": triton.one(denoising.seed, np.int64),
-        }
-        return self.send(sender, triton.response(outputs))
+        try:
+            if error is not None:
+                raise error
+            if not np.isfinite(denoising.latents).all():
+                raise ArithmeticError(f"the latents are not finite at step {denoising.step}: an overflow")
+            outputs = {
+                "latents": denoising.latents,
+                "vae_latent": vae_latent(denoising.latents, self.limits),
+                "used_seed": triton.one(denoising.seed, np.int64),
+            }
+            answer = triton.response(outputs)
+        except Exception as failure:
+            answer = triton.error_response(failure)
+        self.send(sender, answer)
 
     def send(self, sender, answer):
         sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,6 +1,6 @@
-"""`text_to_image` in segments of steps, with progress and previews after each.
+"""`text_to_image` step by step, with progress and previews.
 
-Decoupled, over the same models; between two segments it looks whether the client has cancelled. (A
+Decoupled, over the same models; between two steps it looks whether the client has cancelled. (A
 cancellation does not reach a decoupled model inside an ensemble, hence BLS.)
 """
 
@@ -27,12 +27,14 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             sender = request.get_response_sender()
-            inputs = {name: np.array(value) for name, value in self.model.inputs(request).items()}
-            if self.places.acquire(blocking=False):
-                self.threads.submit(self.run, sender, inputs)
+            try:
+                inputs = {name: np.array(value) for name, value in self.model.inputs(request).items()}
+                if not self.places.acquire(blocking=False):
+                    raise Full(f"{self.max_streams} pictures are being streamed already: try again later")
+            except Exception as error:
+                self.end(sender, error)
             else:
-                full = Full(f"{self.max_streams} pictures are being streamed already: try again later")
-                self.end(sender, full)
+                self.threads.submit(self.run, sender, inputs)
         return None
 
     def run(self, sender, inputs):
@@ -69,30 +71,32 @@ class TritonPythonModel:
             "pooled": text["pooled"],
             "steps": triton.one(steps, np.int32),
         }
-        begin = end = 0
-        seed = sigmas = None
-        while begin == 0 or begin < steps:  # at least once: the denoiser refuses what is wrong
+        # A step at a time, whatever is reported, so that a client that cancels frees its place within one.
+        step, sigmas, seed = 0, None, None
+        while step == 0 or step < steps:  # at least once: the denoiser refuses what is wrong
             if sender.is_cancelled():
-                raise Cancelled(f"cancelled by the client before step {begin + 1} of {steps}")
-            end = min(begin + every, steps)
-            segment |= {"begin": triton.one(begin, np.int32), "end": triton.one(end, np.int32)}
+                raise Cancelled(f"cancelled by the client before step {step + 1} of {steps}")
+            end = min(step + 1, steps)
+            segment |= {"begin": triton.one(step, np.int32), "end": triton.one(end, np.int32)}
             state = triton.call("denoiser", segment, ["latents", "vae_latent", "used_seed"])
-            if begin == 0:
+            if step == 0:
                 seed = state["used_seed"]
                 sigmas = sigmas_for(steps, self.family["shift"], self.family["train_timesteps"])
             segment["latents"] = state["latents"]
+            step = end
+            if step % every and step < steps:
+                continue
             outputs = {
-                "step": triton.one(end, np.int32),
+                "step": triton.one(step, np.int32),
                 "steps": triton.one(steps, np.int32),
-                "sigma": triton.one(sigmas[end], np.float32),
+                "sigma": triton.one(sigmas[step], np.float32),
             }
-            if end == steps or (preview is not None and preview[0]):
+            if step == steps or (preview is not None and preview[0]):
                 decoded = triton.call("vae_decoder", {"latent": state["vae_latent"]}, ["image"])["image"]
                 outputs |= triton.call("picture", {"decoded": decoded}, ["image"])
-            if end == steps:
+            if step == steps:
                 outputs |= {"used_seed": seed, "truncated": text["truncated"]}
             sender.send(triton.response(outputs))
-            begin = end
 
     def finalize(self):
         self.threads.shutdown()
