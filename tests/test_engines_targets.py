@@ -13,7 +13,7 @@ from mmdit import target
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import TargetError
-from mmdit.target import CPU, Gpu, find_gpu, resolve
+from mmdit.target import CPU, Gpu, find_gpu, has_fp8, resolve
 
 TENSORRT = "11.4.0.106"
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.95")
@@ -226,3 +226,12 @@ def test_bad_input_ends_in_status_2_and_one_readable_line(
     )
     assert done.returncode == 2
     assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "fp8"),
+    [("cpu", True), ("ada", True), ("hopper", True), ("sm86", False), ("sm89", True), ("sm120", True)],
+)
+def test_a_targets_name_tells_whether_it_has_fp8(name, fp8):
+    """The packager looks for the engines that the engines stage built, on a machine without the GPU too."""
+    assert has_fp8(name) is fp8

@@ -11,7 +11,7 @@ import pytest
 
 import export.quiet  # noqa: F401  isort: skip
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.calibration import read_ranges
@@ -355,3 +355,44 @@ def test_a_file_that_quantizes_other_layers_than_the_module_is_refused(
     monkeypatch.setattr("export.fp8_from_calibration.native_fp8", forgetful)
     with pytest.raises(QuantizationError, match=r"differ at .*input_quantizer \(1 places\)"):
         write_fp8_onnx(family, signature, miniature, ranges, tmp_path)
+
+
+def test_layers_whose_weights_the_exporter_merged_each_get_their_own(tmp_path):
+    """Two quantizers over one initializer, of different scales: neither changes the other's weight."""
+    weight = np.arange(8, dtype=np.float16).reshape(2, 4)
+    nodes, scales = [], {"first": 0.5, "second": 1.0}
+    for name, scale in scales.items():
+        constant = numpy_helper.from_array(np.array(scale, np.float16))
+        path = f"/{name}/weight_quantizer"
+        nodes += [
+            helper.make_node("Constant", [], [f"{name}_scale"], value=constant),
+            helper.make_node(
+                "TRT_FP8QuantizeLinear", ["w", f"{name}_scale"], [f"{name}_q"], f"{path}/q", domain="trt"
+            ),
+            helper.make_node(
+                "TRT_FP8DequantizeLinear",
+                [f"{name}_q", f"{name}_scale"],
+                [f"{name}_dq"],
+                f"{path}/dq",
+                domain="trt",
+            ),
+            helper.make_node("Transpose", [f"{name}_dq"], [f"{name}_t"]),
+            helper.make_node("MatMul", ["x", f"{name}_t"], [name]),
+        ]
+    half = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        nodes,
+        "merged",
+        [helper.make_tensor_value_info("x", half, ["rows", 4])],
+        [helper.make_tensor_value_info(name, half, ["rows", 2]) for name in scales],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("trt", 1)]
+    )
+    native_fp8(model)
+    onnx.checker.check_model(model, full_check=True)
+    x = np.eye(4, dtype=np.float16)
+    for result in session(model).run(list(scales), {"x": x}):
+        np.testing.assert_array_equal(result, weight.T)
+    assert "w" not in {tensor.name for tensor in model.graph.initializer}

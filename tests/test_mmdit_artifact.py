@@ -289,3 +289,32 @@ def test_artifacts_lie_apart():
     assert len(set(folders)) == len(folders)
     assert all(folder.is_relative_to("build/miniature") for folder in folders)
     assert layout.onnx("mmdit", Precision.FP8) == Path("build/miniature/onnx-fp8/mmdit")
+
+
+@pytest.mark.parametrize("model", ["org/name", "org/name/", "/no/such/folder/name"])
+def test_the_last_part_of_a_models_path_names_its_folder(tmp_path, model):
+    """With or without a slash at the end."""
+    assert Layout(model, tmp_path).root == tmp_path / "name"
+
+
+@pytest.mark.parametrize("model", ["", "/", "org/.."])
+def test_a_model_without_a_name_is_refused(tmp_path, model):
+    """Its artifacts would lie in `build/` itself."""
+    with pytest.raises(ArtifactError, match="names no model"):
+        Layout(model, tmp_path)
+
+
+def test_processes_that_make_the_same_artifact_take_turns(tmp_path):
+    """Both end well, and the artifact is whole."""
+    code = (
+        "import sys, time; from pathlib import Path; from mmdit.artifact import Manifest, whole\n"
+        "manifest = Manifest(kind='x', checkpoint='x', made_from={}, settings={}, versions={})\n"
+        "with whole(Path(sys.argv[1]), manifest) as folder:\n"
+        "    (folder / 'a').write_text('a'); time.sleep(0.3); (folder / 'b').write_text('b')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "thing")]
+    root = Path(artifact.__file__).parent.parent
+    processes = [subprocess.Popen(command, cwd=root) for _ in range(3)]
+    assert [process.wait(30) for process in processes] == [0, 0, 0]
+    assert sorted(path.name for path in (tmp_path / "thing").iterdir()) == ["a", "b", "manifest.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thing"]

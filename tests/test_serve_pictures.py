@@ -225,6 +225,10 @@ BAD_REQUESTS = [
     ({"latents": np.zeros((16, 8, 8), np.float32), "height": 128}, "latents are for 64"),
     ({"latents": np.zeros((4, 8, 8), np.float32)}, "latents"),
     ({"seed": 2**70}, "seed is .* expected INT64"),
+    ({"steps": 2.9}, "steps is 2.9: expected INT32"),
+    ({"steps": 2**40}, "steps is .* expected INT32"),
+    ({"guidance_scale": "much"}, "guidance_scale is 'much': expected FP32"),
+    ({"prompt": "a\udcff"}, "expected BYTES"),
     ({"sed": 1}, "has no input sed"),
 ]
 
@@ -277,6 +281,19 @@ def test_a_png_tells_what_made_it(client, tmp_path):
             **{"guidance_scale": "3.0", "height": "128", "width": "128"},
         }
         np.testing.assert_array_equal(np.asarray(saved), picture.image)
+
+
+def test_the_same_request_gives_the_same_file(client, tmp_path):
+    """Byte for byte, metadata included."""
+    for name in ("one.png", "two.png"):
+        client.generate("a circle", steps=2, seed=4).save(tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_a_silent_server_is_given_up_after_the_time_out(client):
+    """Between two answers of a stream."""
+    with pytest.raises(ServerError, match="has not answered for 0.001 seconds"):
+        list(client.stream("a circle", steps=50, timeout=0.001))
 
 
 def test_no_server_is_said_in_a_sentence():
