@@ -354,7 +354,7 @@ def test_calibration_settings_out_of_bounds_are_refused(option, value, words, bu
 def test_fp8_without_onnx_names_the_command_that_makes_it(miniature, run, tmp_path):
     """The stages' order, in the words of the Makefile."""
     status, stderr = run("fp8", "--model", miniature, "--build", tmp_path)
-    assert_one_error(status, stderr, "run `make onnx MODEL=miniature` first")
+    assert_one_error(status, stderr, f"run `make onnx MODEL={miniature}` first")
 
 
 def test_fp8_of_another_checkpoint_than_the_onnx_files_is_refused(build, miniature, run, tmp_path):
