@@ -1,0 +1,191 @@
+"""The step scheduler, with an engine whose velocity tells whose row it was."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from serve.inside.denoise import Denoising, sigmas_for
+from serve.inside.schedule import Cancelled, Full, StepScheduler
+
+
+def request(size=(4, 4), steps=3, rows=2, max_rows=8, mark=1.0, **given):
+    """A request whose context marks its rows."""
+    return Denoising(
+        latents=np.zeros((1, *size), np.float32),
+        context=np.full((rows, 1, 1), mark, np.float16),
+        pooled=np.zeros((rows, 1), np.float16),
+        sigmas=sigmas_for(steps, 3.0, 1000),
+        guidance_scale=1.0,
+        train_timesteps=1000,
+        seed=0,
+        max_rows=max_rows,
+        step=0,
+        end=steps,
+        **given,
+    )
+
+
+class Engine:
+    """A stand-in: the velocity of a row is its context's mark; remembers each call's rows and size."""
+
+    def __init__(self):
+        self.calls = []
+        self.contexts = []
+
+    def __call__(self, latent, timestep, context, pooled):
+        self.calls.append((len(latent), latent.shape[2:]))
+        self.contexts.append(context)
+        return np.broadcast_to(context[:, :, :, None], latent.shape).astype(np.float16)
+
+
+def test_requests_share_calls_up_to_the_sizes_rows():
+    """Five requests of two rows and at most eight rows a call: eight, then the two that waited."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    for _ in range(5):
+        scheduler.submit(request(steps=2))
+    while scheduler.step():
+        pass
+    assert [rows for rows, _ in engine.calls] == [8, 8, 4]
+
+
+def test_a_new_request_joins_at_the_next_step():
+    """It does not wait until those in flight have finished."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    scheduler.submit(request(steps=3))
+    scheduler.step()
+    scheduler.submit(request(steps=3))
+    while scheduler.step():
+        pass
+    assert [rows for rows, _ in engine.calls] == [2, 4, 4, 2]
+
+
+def test_sizes_take_turns():
+    """Two sizes alternate; neither starves, whichever has more requests."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    for _ in range(3):
+        scheduler.submit(request(size=(4, 4), steps=3))
+    scheduler.submit(request(size=(6, 4), steps=3))
+    while scheduler.step():
+        pass
+    assert [size for _, size in engine.calls] == [(4, 4), (6, 4)] * 3
+
+
+def test_each_request_gets_its_own_rows():
+    """With one row and with two, at different steps, velocities go to their requests."""
+    ended = []
+    scheduler = StepScheduler(Engine(), 64)
+    for mark, rows, steps in ((1.0, 2, 2), (2.0, 1, 4), (3.0, 2, 3)):
+        on_end = lambda done, error, mark=mark: ended.append((mark, float(done.latents[0, 0, 0]), error))  # noqa: E731
+        scheduler.submit(request(mark=mark, rows=rows, steps=steps, on_end=on_end))
+    while scheduler.step():
+        pass
+    # From sigma 1 to 0 along a constant velocity v the latents move by -v.
+    assert sorted((mark, round(value, 5), error) for mark, value, error in ended) == [
+        (1.0, -1.0, None),
+        (2.0, -2.0, None),
+        (3.0, -3.0, None),
+    ]
+
+
+def test_constant_tensors_are_joined_once():
+    """While the same requests stay together, the engine gets the same context array."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    for _ in range(2):
+        scheduler.submit(request(steps=3))
+    for _ in range(3):
+        scheduler.step()
+    assert engine.contexts[0] is engine.contexts[1] is engine.contexts[2]
+
+
+def test_a_cancelled_request_leaves_before_its_next_step():
+    """Its place is free at the next call, and it ends with Cancelled."""
+    engine, ended, cancelled = Engine(), [], threading.Event()
+    scheduler = StepScheduler(engine, 64)
+    scheduler.submit(request(is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(error)))
+    scheduler.step()
+    cancelled.set()
+    assert scheduler.step() == 0
+    assert isinstance(ended[0], Cancelled)
+    assert len(engine.calls) == 1
+
+
+def test_an_engines_failure_is_that_of_its_call():
+    """Requests of another size go on; those in the call get the error."""
+    ended = []
+
+    def engine(latent, timestep, context, pooled):
+        if latent.shape[2:] == (4, 4):
+            raise RuntimeError("out of memory")
+        return latent
+
+    scheduler = StepScheduler(engine, 64)
+    scheduler.submit(request(size=(4, 4), on_end=lambda _, error: ended.append(str(error))))
+    scheduler.submit(request(size=(6, 4), on_end=lambda _, error: ended.append(error)))
+    for _ in range(4):
+        scheduler.step()
+    assert ended == ["out of memory", None]
+
+
+def test_a_velocity_of_the_wrong_shape_is_an_error_of_its_call():
+    """The loop lives on."""
+    ended = []
+    scheduler = StepScheduler(lambda latent, *_: latent[:, :, :1, :3], 64)
+    scheduler.submit(request(on_end=lambda _, error: ended.append(error)))
+    assert scheduler.step() == 0
+    assert isinstance(ended[0], ValueError)
+
+
+def test_an_answer_that_cannot_be_sent_does_not_stop_the_loop(capsys):
+    """The client is gone; the others get their pictures, and the log tells."""
+    ended = []
+
+    def gone(*_):
+        raise BrokenPipeError("the client is gone")
+
+    scheduler = StepScheduler(Engine(), 64)
+    scheduler.submit(request(steps=1, on_end=gone))
+    scheduler.submit(request(steps=1, on_end=lambda _, error: ended.append(error)))
+    while scheduler.step():
+        pass
+    assert ended == [None]
+    assert "the client is gone" in capsys.readouterr().err
+
+
+def test_a_full_scheduler_refuses_at_once():
+    """One request more than it holds raises Full; when one has ended there is room again."""
+    scheduler = StepScheduler(Engine(), 2)
+    for _ in range(2):
+        scheduler.submit(request(steps=1))
+    with pytest.raises(Full, match="try again"):
+        scheduler.submit(request())
+    scheduler.step()
+    scheduler.submit(request())
+
+
+def test_closing_ends_what_is_unfinished():
+    """`run` returns after `close`, and nobody waits for ever."""
+    ended = []
+    started, go_on = threading.Event(), threading.Event()
+
+    def engine(latent, timestep, context, pooled):
+        started.set()
+        go_on.wait(10)
+        return latent
+
+    scheduler = StepScheduler(engine, 64)
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    scheduler.submit(request(steps=50, on_end=lambda _, error: ended.append(error)))
+    assert started.wait(10)
+    scheduler.close()
+    go_on.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert isinstance(ended[0], Cancelled)
+    with pytest.raises(Full, match="stopping"):
+        scheduler.submit(request())
