@@ -63,9 +63,16 @@ def call(model: str, inputs: dict[str, Array], outputs: list[str]) -> dict[str, 
     return {name: tensor.as_numpy() for name, tensor in tensors.items()}
 
 
-def response(outputs: dict[str, Array]) -> Any:
-    """A response with outputs by name."""
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in outputs.items()])
+def response(outputs: dict[str, Array], request: Any) -> Any:
+    """A response with the outputs, by name, that the request asks for.
+
+    What it does not ask for must not be in it: Triton 2.51 drops such tensors from a response sender's
+    response without holding Python's lock, which crashes the process on Python 3.12.
+    """
+    wanted = request.requested_output_names()
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
+    )
 
 
 def error_response(error: Exception) -> Any:

@@ -1,6 +1,7 @@
 """The denoise loop: `execute` admits requests and returns; one thread steps through them all."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -25,7 +26,7 @@ class TritonPythonModel:
             try:
                 denoising = denoising_from(self.model.inputs(request), self.limits)
                 denoising.is_cancelled = sender.is_cancelled
-                denoising.on_end = lambda ended, error, sender=sender: self.answer(sender, ended, error)
+                denoising.on_end = partial(self.answer, request, sender)
                 self.scheduler.submit(denoising)
             except Exception as error:
                 self.send(sender, triton.error_response(error))
@@ -35,7 +36,7 @@ class TritonPythonModel:
         inputs = {"latent": latent, "timestep": timestep, "context": context, "pooled": pooled}
         return triton.call("mmdit", inputs, ["velocity"])["velocity"]
 
-    def answer(self, sender, denoising, error):
+    def answer(self, request, sender, denoising, error):
         try:
             if error is not None:
                 raise error
@@ -46,7 +47,7 @@ class TritonPythonModel:
                 "vae_latent": vae_latent(denoising.latents, self.limits),
                 "used_seed": triton.one(denoising.seed, np.int64),
             }
-            answer = triton.response(outputs)
+            answer = triton.response(outputs, request)
         except Exception as failure:
             answer = triton.error_response(failure)
         self.send(sender, answer)

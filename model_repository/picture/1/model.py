@@ -15,7 +15,7 @@ class TritonPythonModel:
         for request in requests:
             try:
                 image = pixels_from(self.model.inputs(request)["decoded"])
-                responses.append(triton.response({"image": image}))
+                responses.append(triton.response({"image": image}, request))
             except Exception as error:
                 responses.append(triton.error_response(error))
         return responses

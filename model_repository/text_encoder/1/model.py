@@ -22,7 +22,7 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             try:
-                responses.append(triton.response(self.encode(**self.model.inputs(request))))
+                responses.append(triton.response(self.encode(**self.model.inputs(request)), request))
             except Exception as error:
                 responses.append(triton.error_response(error))
         return responses

@@ -34,12 +34,12 @@ class TritonPythonModel:
             except Exception as error:
                 self.end(sender, error)
             else:
-                self.threads.submit(self.run, sender, inputs)
+                self.threads.submit(self.run, request, sender, inputs)
         return None
 
-    def run(self, sender, inputs):
+    def run(self, request, sender, inputs):
         try:
-            self.stream(sender, **inputs)
+            self.stream(request, sender, **inputs)
         except Exception as error:
             self.end(sender, error)
         else:
@@ -54,7 +54,7 @@ class TritonPythonModel:
         else:
             sender.send(triton.error_response(error), flags=final)
 
-    def stream(self, sender, *, progress_every=None, preview=None, **inputs):
+    def stream(self, request, sender, *, progress_every=None, preview=None, **inputs):
         every = 1 if progress_every is None else int(progress_every[0])
         if every < 1:
             raise RequestError(f"progress_every is {every}: expected 1 or more")
@@ -96,7 +96,7 @@ class TritonPythonModel:
                 outputs |= triton.call("picture", {"decoded": decoded}, ["image"])
             if step == steps:
                 outputs |= {"used_seed": seed, "truncated": text["truncated"]}
-            sender.send(triton.response(outputs))
+            sender.send(triton.response(outputs, request))
 
     def finalize(self):
         self.threads.shutdown()
