@@ -1,6 +1,7 @@
 """Pictures from a real Triton server over gRPC: against diffusers, together, streamed, and refused."""
 
 import gc
+import queue
 import threading
 import time
 import urllib.request
@@ -269,6 +270,26 @@ def test_a_wrong_dtype_shape_or_encoding_is_refused(server, client, name, values
     ):
         connection.infer("text_to_image", inputs)
     assert client.generate("a circle", steps=1).seed >= 0
+
+
+def test_a_client_may_ask_for_the_image_alone(server, client):
+    """What is not asked for is not sent; the models' processes live on, unary and streamed."""
+    prompt = triton.InferInput("prompt", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([b"a circle"], np.object_))
+    steps = triton.InferInput("steps", [1], "INT32")
+    steps.set_data_from_numpy(np.array([2], np.int32))
+    asked = [triton.InferRequestedOutput("image")]
+    answers = queue.Queue()
+    with triton.InferenceServerClient(f"localhost:{server.ports.grpc}") as connection:
+        unary = connection.infer("text_to_image", [prompt, steps], outputs=asked, client_timeout=60)
+        connection.start_stream(lambda result, error: answers.put((result, error)))
+        connection.async_stream_infer("text_to_image_stream", [prompt, steps], outputs=asked)
+        connection.stop_stream()  # waits for the answers
+    streamed = [answers.get_nowait() for _ in range(answers.qsize())]
+    assert [output.name for output in unary.get_response().outputs] == ["image"]
+    assert [error for _, error in streamed] == [None, None]
+    assert [output.name for output in streamed[-1][0].get_response().outputs] == ["image"]
+    assert server.failure() is None
 
 
 def test_a_png_tells_what_made_it(client, tmp_path):
