@@ -9,7 +9,6 @@ import ctypes
 import importlib
 import importlib.util
 import json
-import platform
 import re
 import signal
 import struct
@@ -325,10 +324,7 @@ def run_scenarios(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    if not BINDINGS:
-        pytest.skip("TensorRT's bindings are not installed: pip install tensorrt-cu13-bindings")
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        pytest.skip("the libraries that the bindings need are written for Linux on x86-64")
+    assert BINDINGS, "TensorRT's bindings are not installed: run `make setup`"
     pytest.importorskip("polygraphy")
     folder = tmp_path_factory.mktemp("tensorrt")
     code = (
