@@ -15,9 +15,11 @@ HOST ?= 127.0.0.1
 GRPC_PORT ?= 8001
 HTTP_PORT ?= 8000
 METRICS_PORT ?= 8002
-PROMPT ?= a red square on a blue background
+PROMPT ?= a large red circle on a white background
 OUT ?= picture.png
 URL ?= localhost:$(GRPC_PORT)
+# of training, at most
+MINUTES ?= 75
 
 ifeq ($(filter fp8 fp16,$(PRECISION)),)
 $(error PRECISION=$(PRECISION) is unknown: expected fp8 or fp16)
@@ -27,21 +29,22 @@ SHELL := bash
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
-MINIATURE := build/miniature/checkpoint/miniature.json
 # A variable as one word of the shell, as it was given: neither make nor the shell expands what is in it.
 quoted = '$(subst ','\'',$(value $(1)))'
 CHOSEN = --model $(call quoted,MODEL) --target $(call quoted,TARGET) --precision $(PRECISION)
 # variables of a request, passed on only when they are given
 given = $(if $(value $(1)),--$(2)=$(call quoted,$(1)))
+# the same of one that has a default here
+asked = $(if $(filter file,$(origin $(1))),,--$(2)=$(call quoted,$(1)))
 REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) \
 	$(call given,STEPS,steps) $(call given,GUIDANCE_SCALE,guidance-scale) \
 	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup target checkpoint onnx fp8 engines repository serve generate test lint clean
+.PHONY: help demo setup target onnx fp8 engines repository serve generate evaluate bench train test lint clean
 
-demo: engines ## the miniature, from checkpoint to a picture through Triton, on any machine
-	@$(RUN) -m serve demo $(CHOSEN) --prompt=$(call quoted,PROMPT) $(REQUEST)
+demo: engines ## the miniature, from checkpoint to pictures through Triton, on any machine
+	@$(RUN) -m serve demo $(CHOSEN) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
 
 setup: $(READY) ## install what everything needs into .venv (the other targets do it by themselves)
 
@@ -66,12 +69,7 @@ $(READY): pyproject.toml constraints.txt
 target: $(READY) # refuse a target that this machine cannot build before hours of export
 	@$(RUN) -m engines $(CHOSEN) --check >/dev/null
 
-checkpoint: $(READY) $(if $(filter miniature,$(MODEL)),$(MINIATURE)) ## make the miniature's checkpoint
-
-$(MINIATURE): $(wildcard miniature/*.py) | $(READY)
-	@$(RUN) -m miniature --output $(dir $(MINIATURE))
-
-onnx: checkpoint ## MODEL's checkpoint to one FP16 ONNX file per component
+onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
 	@$(RUN) -m export onnx --model $(call quoted,MODEL)
 
 fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX
@@ -90,6 +88,19 @@ serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_
 generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= HEIGHT= WIDTH= OUT=
 	@$(RUN) -m serve generate $(REQUEST) --url $(URL) --out $(call quoted,OUT) -- $(call quoted,PROMPT)
 
+evaluate: $(READY) ## score the miniature's served pictures of 200 captions in FP16 and FP8, with a page of them
+	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp16
+	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp8
+	@$(RUN) -m miniature evaluate --target $(call quoted,TARGET)
+
+bench: $(READY) ## the miniature's picture through Triton, timed beside diffusers
+	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
+	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8
+	@$(RUN) -m tests.benchmarks.picture
+
+train: $(READY) ## train the miniature for MINUTES, from where it stopped, in training/
+	@$(RUN) -m miniature train --minutes $(MINUTES)
+
 test: $(READY) ## the tests
 	@$(RUN) -m pytest
 
@@ -98,7 +109,7 @@ lint: $(READY) ## format, lint and types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 
-clean: ## remove everything that was made, but not .venv
+clean: ## remove everything that was made, but not .venv and training/
 	rm -rf build
 
 help: ## this list

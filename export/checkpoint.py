@@ -13,11 +13,10 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from mmdit.artifact import BUILD
 from mmdit.errors import CheckpointError, first_line
 from mmdit.family import PARTS, TOKENIZERS
 
-MINIATURE = BUILD / "miniature" / "checkpoint"
+MINIATURE = Path(__file__).resolve().parent.parent / "miniature" / "checkpoint"
 
 # A real repository also holds single-file checkpoints, FP16 variants and the original encoders: twice
 # the bytes, none of them read here.
@@ -37,7 +36,9 @@ def checkpoint_folder(model: str) -> Path:
     """
     if model == "miniature":
         if not MINIATURE.is_dir():
-            raise CheckpointError("the miniature is not made yet: run `make checkpoint` first")
+            raise CheckpointError(
+                "miniature/checkpoint is not there: restore it with `git checkout miniature/checkpoint`"
+            )
         return MINIATURE
     if Path(model).is_dir():
         return Path(model)

@@ -1,4 +1,13 @@
-"""The text from which the miniature's tokenizers learn: captions made of a few hundred words."""
+"""The text from which the miniature's tokenizers learn: what it is trained on, and other captions.
+
+The captions of the scenes come first and often, so that each of their words becomes one token; a few
+hundred other words stand for everything else that people write.
+"""
+
+import numpy as np
+
+from miniature.grammar import caption
+from miniature.scenes import scenes
 
 COLOURS = """
 red orange yellow green blue purple pink brown black white grey gray golden silver crimson turquoise
@@ -77,4 +86,8 @@ def captions() -> list[str]:
             small = small_words[(index + 17 * repeat) % len(small_words)]
             scene = things[(index * (2 * repeat + 3) + repeat) % len(things)]
             sentences.append(f"a {quality} {thing} {small} the {scene}")
-    return sentences
+    rng = np.random.default_rng(0)
+    seen = [caption(scene, rng) for scene in scenes()[::6]]
+    words = sorted({word for sentence in seen for word in sentence.replace(",", "").split()})
+    # SentencePiece takes a whole word only when it stands in two forms: with a comma and without.
+    return [*seen, ", ".join(words) + ".", *sentences]

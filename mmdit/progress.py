@@ -16,6 +16,9 @@ class Progress:
         self.total = max(total, 1)
         self.unit = unit
         self.done = 0
+        self.note = ""
+        self._first = 0
+        self._stopped = False
         self._start = time.monotonic()
         self._printed = self._start
         self._terminal = sys.stderr.isatty()
@@ -31,10 +34,19 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if kind is None:
-            self.done = self.total
+            if not self._stopped:
+                self.done = self.total
             self._print(end=True)
         elif self._terminal:
             print(file=sys.stderr)
+
+    def start_at(self, done: int) -> None:
+        """Say how many units an earlier run had finished: they count, but took no time now."""
+        self.done = self._first = done
+
+    def stop(self) -> None:
+        """Say that the work ends here, before its last unit."""
+        self._stopped = True
 
     def advance(self, units: int = 1) -> None:
         """Add `units` of finished work."""
@@ -53,11 +65,13 @@ class Progress:
         counted = f"{self.done}/{self.total} {self.unit}".strip()
         if end:
             text = f"{self.label}: {counted}, {seconds:.1f} s"
-        elif self.done and self.done < self.total:
-            left = seconds / self.done * (self.total - self.done)
+        elif self._first < self.done < self.total:
+            left = seconds / (self.done - self._first) * (self.total - self.done)
             text = f"{self.label}: {counted}, {left:.0f} s left"
         else:
             text = f"{self.label}: {counted}"
+        if self.note:
+            text += f", {self.note}"
         if not self._terminal:
             if self.done:
                 print(text, file=sys.stderr, flush=True)

@@ -2,12 +2,16 @@
 
 python -m serve package --model miniature --target cpu --precision fp8
 python -m serve launch --model miniature
-python -m serve generate "a red square on a blue background" --out picture.png
+python -m serve generate "a large red circle on a white background" --out picture.png
+python -m serve demo --model miniature
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmdit.artifact import BUILD, Layout, shown
 from mmdit.contract import Precision
@@ -15,7 +19,19 @@ from mmdit.errors import ServerError, run_command
 from mmdit.progress import Progress as ProgressBar
 from mmdit.target import find_gpu, has_fp8, resolve, tensorrt_version
 
-DEMO_PROMPT = "a red square on a blue background"
+if TYPE_CHECKING:
+    from serve.client import Picture
+
+DEMO_PROMPTS = (  # of scenes that the miniature's training never saw
+    "a large cyan triangle in the centre on a black background",
+    "a small violet triangle on the right side on a white background",
+    "a large blue plus sign left of a large green disc on a brown background",
+    "on a white background, a small red cross on the left and a large yellow disc on the right",
+    "a small cyan circle to the left of a large green triangle in front of a brown background",
+    "there is a big red plus sign above a large yellow disc on a gray background",
+    "a big blue triangle at the bottom and a small violet disc at the top in front of a pink background",
+    "a picture of a small green plus sign to the left of a little blue disc on a white background",
+)
 DEMO_SEED = 1
 
 
@@ -53,9 +69,9 @@ def main() -> int:
     generate.add_argument("--url", default="localhost:8001", help="gRPC (default: %(default)s)")
     generate.add_argument("--out", type=Path, default=Path("picture.png"), help="default: %(default)s")
     demo = commands.add_parser(
-        "demo", parents=[model, request], help="serve on free ports, make one picture, stop"
+        "demo", parents=[model, request], help="serve on free ports, make a grid of pictures, stop"
     )
-    demo.add_argument("--prompt", default=DEMO_PROMPT, help="default: %(default)s")
+    demo.add_argument("--prompt", action="append", help="default: eight scenes; may be given several times")
     demo.add_argument("--out", type=Path, help="default: build/<model>/demo.png")
     arguments = parser.parse_args()
 
@@ -63,6 +79,9 @@ def main() -> int:
         return _generate(arguments.url, arguments.prompt, arguments, arguments.out)
 
     layout = Layout(arguments.model, arguments.build)
+    if arguments.command == "demo":
+        arguments.out = arguments.out or layout.root / "demo.png"
+        _check_png(arguments.out)
     target, precision = _target(arguments.target, arguments.precision)
     repository = layout.repository(target, precision)
     if arguments.command in ("package", "demo"):
@@ -77,10 +96,7 @@ def main() -> int:
 
         free = Ports.free()
         with running(repository, free, layout.root / "triton" / "demo.log"):
-            out = arguments.out or layout.root / "demo.png"
-            if arguments.seed is None:
-                arguments.seed = DEMO_SEED
-            return _generate(f"localhost:{free.grpc}", arguments.prompt, arguments, out)
+            return _grid(f"localhost:{free.grpc}", arguments.prompt or DEMO_PROMPTS, arguments)
     return 0
 
 
@@ -98,15 +114,54 @@ def _package(layout: Layout, target: str, precision: Precision, repository: Path
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
 
 
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("negative_prompt", "seed", "steps", "guidance_scale", "height", "width")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _note_truncation(prompt: str, picture: "Picture") -> None:
+    if picture.truncated:
+        told = prompt if len(prompt) <= 40 else f"{prompt[:40]}…"
+        print(f"note: {told!r} is longer than an encoder reads; its end was left out", file=sys.stderr)
+
+
+def _check_png(out: Path) -> None:
+    if out.is_dir() or out.suffix.lower() != ".png":
+        raise ServerError(f"OUT={shown(out)}: expected a file name that ends in .png")
+
+
+def _grid(url: str, prompts: Sequence[str], arguments: argparse.Namespace) -> int:
+    """All prompts at once: the step scheduler puts their rows into shared calls."""
+    from serve.client import Client, Picture
+    from serve.grid import grid
+
+    options = _options(arguments)
+    seed = DEMO_SEED if options.pop("seed") is None else arguments.seed
+    with (
+        Client(url) as client,
+        ThreadPoolExecutor(len(prompts)) as pool,
+        ProgressBar("pictures", len(prompts)) as bar,
+    ):
+
+        def generate(number: int) -> Picture:
+            picture = client.generate(prompts[number], seed=seed + number, **options)
+            bar.advance()
+            return picture
+
+        pictures = list(pool.map(generate, range(len(prompts))))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    grid([picture.image for picture in pictures], prompts).save(arguments.out)
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        _note_truncation(prompt, picture)
+    print(f"{shown(arguments.out)}: {len(prompts)} pictures, seeds from {seed}")
+    return 0
+
+
 def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -> int:
     from serve.client import Client, Picture
 
-    options = {
-        name: getattr(arguments, name)
-        for name in ("negative_prompt", "seed", "steps", "guidance_scale", "height", "width")
-    }
-    if out.is_dir() or out.suffix.lower() != ".png":
-        raise ServerError(f"OUT={shown(out)}: expected a file name that ends in .png")
+    _check_png(out)
+    options = _options(arguments)
     bar: ProgressBar | None = None
     with Client(url) as client:
         for update in client.stream(prompt, **options):
@@ -119,8 +174,7 @@ def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -
     if bar is not None:
         bar.__exit__(None, None, None)
     picture.save(out)
-    if picture.truncated:
-        print("note: the prompt is longer than an encoder reads; its end was left out", file=sys.stderr)
+    _note_truncation(prompt, picture)
     height, width, _ = picture.image.shape
     print(f"{shown(out)}: {width}x{height}, seed {picture.seed}")
     return 0

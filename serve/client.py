@@ -1,8 +1,8 @@
 """A client of the served pictures, over gRPC. Needs numpy, tritonclient and pillow; no torch.
 
 from serve.client import Client
-picture = Client("localhost:8001").generate("a red square", seed=7)
-picture.save("square.png")
+picture = Client("localhost:8001").generate("a large red circle", seed=7)
+picture.save("circle.png")
 """
 
 import json

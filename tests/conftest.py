@@ -1,7 +1,9 @@
 """What several tests share: the miniature, its exported files, packaged repositories, a real server."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmdit.artifact import Layout
@@ -10,11 +12,11 @@ from mmdit.contract import Precision
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature's checkpoint."""
-    from miniature.checkpoint import write_checkpoint
+    """A copy of the miniature's checkpoint."""
+    from export.checkpoint import MINIATURE
 
     folder = tmp_path_factory.mktemp("checkpoint") / "miniature"
-    write_checkpoint(folder)
+    shutil.copytree(MINIATURE, folder)
     return folder
 
 
@@ -77,3 +79,44 @@ def client(server):
 
     with Client(f"localhost:{server.ports.grpc}") as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def denoising(miniature):
+    """(timestep, height, width) to the MMDiT's inputs there, by name: two rows of one request with guidance.
+
+    A scene's own latent with noise on it, and the encoders' answers to "" and to its caption: what a trained
+    model meets. On random numbers it is far from anything that it, or a calibration, has seen.
+    """
+    import export.quiet  # noqa: F401  isort: skip
+    import torch
+    from diffusers import StableDiffusion3Pipeline
+
+    from miniature.grammar import caption
+    from miniature.scenes import Object, Scene, draw
+
+    scene = Scene(
+        "white", (Object("red", "circle", "large", "left"), Object("blue", "cross", "small", "right"))
+    )
+    pipeline = StableDiffusion3Pipeline.from_pretrained(miniature, dtype=torch.float32)
+    with torch.no_grad():
+        texts = pipeline.encode_prompt(caption(scene), None, None, negative_prompt="")
+    context, pooled = torch.cat([texts[1], texts[0]]), torch.cat([texts[3], texts[2]])
+
+    @torch.no_grad()
+    def inputs(timestep: float, height: int, width: int) -> dict[str, np.ndarray]:
+        picture = torch.from_numpy(draw(scene, height, width)).permute(2, 0, 1)[None] / 127.5 - 1
+        vae = pipeline.vae
+        latent = (
+            vae.encode(picture).latent_dist.mode() - vae.config.shift_factor
+        ) * vae.config.scaling_factor
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(int(timestep)))
+        sigma = timestep / 1000
+        return {
+            "latent": (sigma * noise + (1 - sigma) * latent).expand(2, -1, -1, -1).half().numpy(),
+            "timestep": np.full((2, 1), timestep, np.float32),
+            "context": context.half().numpy(),
+            "pooled": pooled.half().numpy(),
+        }
+
+    return inputs

@@ -314,10 +314,10 @@ def test_a_model_that_is_no_folder_and_no_hub_id_is_refused(model, run, tmp_path
     assert_one_error(status, stderr, f"MODEL={model}", "neither a folder here nor a hub id")
 
 
-def test_a_missing_miniature_names_the_command_that_makes_it(run, monkeypatch, tmp_path):
-    """A first command on a fresh clone should not end in a riddle."""
+def test_a_missing_miniature_names_the_command_that_restores_it(run, monkeypatch, tmp_path):
+    """It is a part of the repository."""
     monkeypatch.setattr(checkpoint_module, "MINIATURE", tmp_path / "none")
-    assert_one_error(*run("onnx", "--build", tmp_path), "run `make checkpoint` first")
+    assert_one_error(*run("onnx", "--build", tmp_path), "git checkout miniature/checkpoint")
 
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "513"])

@@ -187,12 +187,11 @@ def test_each_quantized_layer_gives_what_modelopts_gives(
 
 @pytest.mark.parametrize("timestep", [999.0, 750.0, 500.0, 100.0, 20.0])
 def test_the_whole_pass_is_nearer_to_modelopts_than_fp8_is_to_fp16(
-    timestep, build, fp8_model, fake_quantized, signature
+    timestep, build, fp8_model, fake_quantized, signature, denoising
 ):
     """At most 0.75 of FP8's own error: rounding flips, spread over the blocks, leave about half of it."""
-    latent, timesteps, context, pooled = example_inputs(signature, 2, (80, 112), seed=int(timestep))
-    inputs = (latent, torch.full_like(timesteps, timestep), context, pooled)
-    feed = {tensor.name: value.numpy() for tensor, value in zip(signature.inputs, inputs, strict=True)}
+    feed = denoising(timestep, 80, 112)
+    inputs = [torch.from_numpy(feed[tensor.name]) for tensor in signature.inputs]
     fp8 = session(fp8_model).run(None, feed)[0].astype(np.float64)
     fp16 = session(onnx.load(build.onnx("mmdit") / ONNX_FILE)).run(None, feed)[0].astype(np.float64)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def test_the_readmes_python_runs(server, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     monkeypatch.chdir(tmp_path)
     exec(code.replace("localhost:8001", f"localhost:{server.ports.grpc}"), {})
-    assert (tmp_path / "square.png").stat().st_size > 1000
+    assert (tmp_path / "circle.png").stat().st_size > 1000
     assert capsys.readouterr().out.count("Progress(step=") == 20
 
 

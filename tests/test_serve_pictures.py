@@ -40,7 +40,7 @@ def pipeline(miniature):
 @pytest.mark.parametrize(
     ("height", "width", "prompt", "negative", "guidance", "truncated"),
     [
-        (128, 128, "a red square on a blue background", "blurry", 4.5, False),
+        (128, 128, "a large red circle on the left on a white background", "blurry", 4.5, False),
         (80, 112, LONG, "", 7.0, True),  # 35 image tokens
         (112, 192, "", "", 4.5, False),
         (64, 64, "ein grüner Kreis 🙂 wow!", LONG, 4.5, True),
