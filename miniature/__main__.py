@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     train.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
     train.add_argument("--vae-steps", type=int, default=2400, help="length of the VAE's training")
-    train.add_argument("--steps", type=int, default=6000, help="length of the MMDiT's training")
+    train.add_argument("--steps", type=int, default=4400, help="length of the MMDiT's training")
     train.add_argument(
         "--start",
         type=Path,
