@@ -26,6 +26,6 @@ def draw_curve(title: str, losses: list[float], scores: list[dict[str, float]], 
             right.plot([s["step"] for s in known], [s[name] for s in known], ".-", label=name)
         right.set_ylabel("score")
         right.legend(loc="center right")
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path)

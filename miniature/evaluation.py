@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import export.quiet  # noqa: F401  isort: skip
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-import export.quiet  # noqa: F401
 from miniature.grammar import caption
 from miniature.page import page
 from miniature.reader import read, score
@@ -134,11 +134,14 @@ def evaluate(build: Path, out: Path, checkpoint: Path, *, target: str, captions:
 def demands(results: dict[str, Any]) -> dict[str, bool]:
     """What was asked for → whether it was reached."""
     scores, vae = results["scores"], results["vae"]
-    found = {f"{what} ≥ {low:.0%} in FP16": scores["fp16"][what] >= low for what, low in ASKED.items()}
+    found = {
+        f"{what.replace('_', ' ')} ≥ {low:.0%} in FP16": scores["fp16"][what] >= low
+        for what, low in ASKED.items()
+    }
     if "fp8" in scores:
         for what in ASKED:
             kept = scores["fp8"][what] >= scores["fp16"][what] - LOST
-            found[f"{what} in FP8 within {100 * LOST:.0f} points"] = kept
+            found[f"{what.replace('_', ' ')} in FP8 within {100 * LOST:.0f} points"] = kept
         found[f"mean SSIM of FP8 ≥ {SSIM}"] = results["ssim"]["fp8 against fp16"]["mean"] >= SSIM
     found[f"VAE ≥ {VAE['psnr_db']:.0f} dB"] = vae["psnr_db"] >= VAE["psnr_db"]
     found[f"VAE: shapes ≥ {VAE['shape']:.0%}"] = vae["shape"] >= VAE["shape"]

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import export.quiet  # noqa: F401  isort: skip
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-import export.quiet  # noqa: F401
 from miniature.captions import captions
 from miniature.checkpoint import TOKENIZERS, check_whole, write_checkpoint, write_record
 from miniature.clip_vocabulary import write_clip_tokenizers

@@ -93,7 +93,8 @@ def reference(pipeline, embeddings):
 
 def test_the_shipped_checkpoint_is_as_it_was_written(made):
     training = checkpoint.check_whole(made)
-    assert training["steps"] > 1000 and training["minutes"] > 10
+    for stage in ("vae", "mmdit"):
+        assert training[stage]["steps"] == training[stage]["settings"]["steps"] > 1000
 
 
 def test_the_shipped_tokenizers_are_what_the_code_makes(made, tmp_path):
@@ -344,7 +345,7 @@ def test_another_negative_prompt_gives_another_picture(pipeline, embeddings, ref
     assert psnr(reference, other) < 25
 
 
-def test_the_velocity_is_about_1_and_follows_each_encoder_and_the_timestep(pipeline, embeddings):
+def test_the_velocity_follows_each_encoder_and_the_timestep(pipeline, embeddings):
     context, pooled = embeddings[PROMPT]
     other, other_pooled = embeddings[OTHER]
 
@@ -361,15 +362,17 @@ def test_the_velocity_is_about_1_and_follows_each_encoder_and_the_timestep(pipel
         return torch.cat([clip[:, :77], t5[:, 77:]], dim=1)
 
     with torch.no_grad():
-        base = velocity(context, pooled, 500.0)
-        assert 0.5 < base.std() < 2
+        base = velocity(context, pooled, 990.0)
+        assert 1 < base.std() < 2  # noise of 1, less a latent of 1
         for changed in (
-            velocity(joined(other, context), pooled, 500.0),
-            velocity(joined(context, other), pooled, 500.0),
-            velocity(context, other_pooled, 500.0),
+            velocity(joined(other, context), pooled, 990.0),
+            velocity(joined(context, other), pooled, 990.0),
+            velocity(context, other_pooled, 990.0),
             velocity(context, pooled, 900.0),
         ):
-            assert (changed - base).std() > 0.05 * base.std()
+            change = float((changed - base).std() / base.std())
+            print(f"{change:.3f}")
+            assert change > 0.01
 
 
 def test_fp16_arithmetic_gives_the_same_picture(made, pipeline, embeddings, reference):

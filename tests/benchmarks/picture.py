@@ -7,10 +7,10 @@ import statistics
 import time
 from collections.abc import Callable
 
+import export.quiet  # noqa: F401  isort: skip
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-import export.quiet  # noqa: F401
 from export.checkpoint import checkpoint_folder
 from mmdit.artifact import Layout
 from mmdit.contract import Precision
