@@ -198,7 +198,7 @@ def test_the_whole_pass_is_nearer_to_modelopts_than_fp8_is_to_fp16(
         modelopt = fake_quantized(*(value.float() for value in inputs)).numpy()
     to_modelopt, to_fp16 = norm(fp8 - modelopt) / norm(fp16), norm(fp8 - fp16) / norm(fp16)
     print(f"\ntimestep {timestep:.0f}: FP8 file to ModelOpt {to_modelopt:.2%}, to FP16 {to_fp16:.2%}")
-    assert 0.005 < to_fp16 < 0.1  # measured 3.3 to 4.2 %: quantized, and not broken
+    assert 0.005 < to_fp16 < 0.1  # measured 4.1 to 9.5 %: quantized, and not broken
     assert to_modelopt <= 0.75 * to_fp16
 
 

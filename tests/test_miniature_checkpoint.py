@@ -25,6 +25,7 @@ from mmdit.errors import CheckpointError
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a large red circle on the left and a small blue cross on the right on a white background"
 OTHER = "a photograph of an old castle by the sea, sunset"
+STACKED = "a small green triangle at the top and a large yellow circle at the bottom on a black background"
 STEPS, GUIDANCE = 20, 4.5
 
 
@@ -54,7 +55,7 @@ def embeddings(pipeline):
     with torch.no_grad():
         return {
             prompt: pipeline.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)[::2]
-            for prompt in (PROMPT, OTHER, "")
+            for prompt in (PROMPT, OTHER, STACKED, "")
         }
 
 
@@ -92,7 +93,7 @@ def reference(pipeline, embeddings):
 
 
 def test_the_shipped_checkpoint_is_as_it_was_written(made):
-    training = checkpoint.check_whole(made)
+    training = checkpoint.check_whole(made)["training"]
     for stage in ("vae", "mmdit"):
         assert training[stage]["steps"] == training[stage]["settings"]["steps"] > 1000
 
@@ -347,7 +348,7 @@ def test_another_negative_prompt_gives_another_picture(pipeline, embeddings, ref
 
 def test_the_velocity_follows_each_encoder_and_the_timestep(pipeline, embeddings):
     context, pooled = embeddings[PROMPT]
-    other, other_pooled = embeddings[OTHER]
+    other, other_pooled = embeddings[STACKED]
 
     def velocity(context, pooled, timestep):
         return pipeline.transformer(
@@ -370,9 +371,7 @@ def test_the_velocity_follows_each_encoder_and_the_timestep(pipeline, embeddings
             velocity(context, other_pooled, 990.0),
             velocity(context, pooled, 900.0),
         ):
-            change = float((changed - base).std() / base.std())
-            print(f"{change:.3f}")
-            assert change > 0.01
+            assert (changed - base).std() > 0.05 * base.std()  # measured 0.77 to 0.99; of the timestep 0.12
 
 
 def test_fp16_arithmetic_gives_the_same_picture(made, pipeline, embeddings, reference):

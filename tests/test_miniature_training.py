@@ -130,16 +130,15 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
         "import sys, time; from pathlib import Path; from miniature.training import alone\n"
         "with alone(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(CheckpointError, match="another process trains in"), alone(tmp_path):
-            pass
-    finally:
-        other.kill()
-        other.wait()
+    ) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            with pytest.raises(CheckpointError, match="another process trains in"), alone(tmp_path):
+                pass
+        finally:
+            other.kill()
     (tmp_path / ".line.pt.half").write_text("what a killed process left")
     with alone(tmp_path):
         assert not list(tmp_path.glob("*.half"))

@@ -64,4 +64,5 @@ def test_the_demo_serves_its_prompts_and_stops(build, miniature, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("demo.png: 2 pictures, seeds from 1\n")
-    assert Image.open(tmp_path / "demo.png").width == 2 * (256 + 12) + 12
+    with Image.open(tmp_path / "demo.png") as sheet:
+        assert sheet.width == 2 * (256 + 12) + 12
