@@ -43,7 +43,7 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup target onnx fp8 engines repository serve generate evaluate bench train test lint clean
 
-demo: engines ## the miniature, from checkpoint to pictures through Triton, on any machine
+demo: engines ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
 	@$(RUN) -m serve demo $(CHOSEN) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
 
 setup: $(READY) ## install what everything needs into .venv (the other targets do it by themselves)

@@ -1,7 +1,7 @@
 """The precision policy: which linears of the MMDiT run in FP8, and why the others do not.
 
 Decided by a layer's role in the block, never by a block's number. A later sensitivity study may refine
-it; DESIGN.md, "Precision policy", says what the defaults rest on.
+it; the reason of each rule says what it rests on.
 """
 
 import re

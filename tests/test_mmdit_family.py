@@ -85,7 +85,7 @@ def test_a_published_checkpoint_is_known_by_its_configs(variant, checkpoint):
 
 @pytest.mark.parametrize("variant", TRANSFORMERS)
 def test_a_published_checkpoint_has_sd3s_tensors(variant, checkpoint):
-    """The dims of DESIGN.md's table, with 77 + 256 tokens of context."""
+    """The dims of SD3.5's tensors, with 77 + 256 tokens of context."""
     family = family_from_checkpoint(checkpoint(variant))
     table = components(family, shape_set(family))
 
