@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from miniature.grammar import caption
 from miniature.page import page
 from miniature.reader import read, score
 from miniature.scenes import Scene, draw, scenes
-from miniature.vae_training import psnr, reconstruct
+from miniature.vae_training import reconstruct
 from mmdit.artifact import Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import MmditError
@@ -255,6 +255,6 @@ def _vae(checkpoint: Path, count: int = 200) -> dict[str, float]:
     made = reconstruct(vae, drawn)
     scores = [score(read(picture), scene) for picture, scene in zip(made, chosen, strict=True)]
     return {
-        "psnr_db": float(np.mean([psnr(a, b) for a, b in zip(drawn, made, strict=True)])),
+        "psnr_db": float(np.mean([peak_signal_noise_ratio(a, b) for a, b in zip(drawn, made, strict=True)])),
         "shape": sum(each.shape for each in scores) / sum(each.count for each in scores),
     }

@@ -13,6 +13,7 @@ from miniature.configs import VAE
 from miniature.scenes import WORLD, Scene, draw
 from miniature.training import read_state, write_state
 from miniature.vae_training import to_tensor
+from mmdit.artifact import shown
 from mmdit.progress import Progress
 
 SINGLE = 0.3  # of the pictures show one object: of the scenes it is one in fourteen
@@ -26,7 +27,8 @@ def latent_pools(
     """For each of SIZES, FP16 latents [count, 16, h, w] and the number of each one's scene in `seen`.
 
     They are scaled and shifted as the MMDiT sees them, and kept in `folder/latents.pt`, which is made
-    again when the VAE or the seed changes. Raises CheckpointError when that file is damaged.
+    again, saying why, when the VAE, the seed or the scenes change. Raises CheckpointError when that file
+    is damaged.
     """
     path = folder / "latents.pt"
     settings: dict[str, Any] = {
@@ -39,11 +41,12 @@ def latent_pools(
         found = read_state(path)
         if found["settings"] == settings:
             return found["pools"]
+        changed = sorted(key for key in settings if found["settings"].get(key) != settings[key])
+        print(f"{shown(path)}: making it again ({', '.join(changed)} changed)")
     pools = [
         _pool(vae, seen, height, width, count, np.random.default_rng([seed, 7, index]))
         for index, (height, width, count, _) in enumerate(SIZES)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     write_state(path, {"settings": settings, "pools": pools})
     return pools
 

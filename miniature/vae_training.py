@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 from torch.nn import functional
 
@@ -90,7 +91,11 @@ class VaeStage:
         made = reconstruct(self.vae, pictures)
         rows = [np.concatenate(row[:8], axis=1) for row in (pictures, made)]
         Image.fromarray(np.concatenate(rows)).save(path)
-        return {"PSNR (dB)": float(np.mean([psnr(a, b) for a, b in zip(pictures, made, strict=True)]))}
+        return {
+            "PSNR (dB)": float(
+                np.mean([peak_signal_noise_ratio(a, b) for a, b in zip(pictures, made, strict=True)])
+            )
+        }
 
 
 def crop(scene: Scene, side: int | None, rng: np.random.Generator) -> np.ndarray:
@@ -132,9 +137,3 @@ def moments(latents: Tensor) -> Tensor:
     return functional.mse_loss(mean, torch.full_like(mean, VAE["shift_factor"])) + functional.mse_loss(
         deviation, torch.full_like(deviation, 1 / VAE["scaling_factor"])
     )
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures, in dB."""
-    error = np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else 10 * math.log10(255**2 / error)
