@@ -5,7 +5,7 @@ that does not belong there.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,16 +90,20 @@ def attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     causal: bool = False,
+    quantizers: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Tensor:
     """Attention over [rows, heads, tokens, head size], written out as TensorRT fuses it.
 
     The scale stands before the first product (which also keeps the scores in FP16's range), and there
-    are no casts: MatMul, Softmax, MatMul in one dtype.
+    are no casts: MatMul, Softmax, MatMul in one dtype. `quantizers` are those of the products' operands,
+    by name: q, k, v and s for the softmax.
     """
     # `int`: a constant in the graph, not one computed from the shape in every call
     scale = int(query.shape[-1]) ** -0.5 if scale is None else scale
     if scale != 1.0:
         query = query * scale
+    if quantizers is not None:
+        query, key, value = quantizers["q"](query), quantizers["k"](key), quantizers["v"](value)
     scores = query @ key.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
@@ -107,7 +111,8 @@ def attention(
         tokens = int(query.shape[-2])
         lowest = torch.finfo(scores.dtype).min
         scores = scores + torch.full((tokens, tokens), lowest, dtype=scores.dtype).triu(1)
-    return scores.softmax(-1) @ value
+    weights = scores.softmax(-1)
+    return (weights if quantizers is None else quantizers["s"](weights)) @ value
 
 
 def _transformers_attention(
@@ -129,8 +134,8 @@ AttentionInterface.register("mmdit_trt", _transformers_attention)
 
 
 @contextlib.contextmanager
-def explicit_attention() -> Iterator[None]:
-    """Let diffusers' models call `attention` in place of torch's fused one while a graph is traced."""
+def explicit_attention(quantizers: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Iterator[None]:
+    """Let diffusers' models call `attention` in place of torch's fused one, as when a graph is traced."""
 
     def replacement(
         query: Tensor,
@@ -141,7 +146,7 @@ def explicit_attention() -> Iterator[None]:
         is_causal: bool = False,
         scale: float | None = None,
     ) -> Tensor:
-        return attention(query, key, value, scale=scale, bias=attn_mask, causal=is_causal)
+        return attention(query, key, value, scale=scale, bias=attn_mask, causal=is_causal, quantizers=quantizers)
 
     with mock.patch("torch.nn.functional.scaled_dot_product_attention", replacement):
         yield
