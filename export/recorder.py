@@ -77,6 +77,7 @@ class Recorder(TorchDispatchMode):
         self._module = module
         self._stack: list[tuple[str, Counter[str]]] = []
         self._hooks: list[Any] = []
+        self._measuring = False  # in a hook the mode is active, and would see the recorder's own operations
 
     def __enter__(self) -> "Recorder":
         for path, module in self._module.named_modules():
@@ -105,15 +106,17 @@ class Recorder(TorchDispatchMode):
 
     def _record_boundary(self, kind: str, values: Any) -> None:
         path = self._stack[-1][0]
+        self._measuring = True
         for index, tensor in enumerate(_tensors(values)):
             self._record(self.recording.boundaries, (path, kind, index), tensor)
+        self._measuring = False
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = operation(*args, **(kwargs or {}))
         name = operation.overloadpacket.__name__
-        if self._stack and not operation.is_view and name not in _NO_VALUES:
+        if self._stack and not self._measuring and not operation.is_view and name not in _NO_VALUES:
             path, counter = self._stack[-1]
             # of several outputs the first is the value, the others a gradient's statistics
             tensor = next(_tensors(output), None)

@@ -7,6 +7,7 @@ into subnormals, and the remedies (`export.remedies`).
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,10 @@ def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, 
 
     pairs = calibration_prompts()[: settings.prompts]
     texts = [text for pair in pairs for text in pair]
-    encoded = {
-        component: scanned(component, lambda module, ids=ids: _encoded(component, module, ids))
-        for component in TEXT_ENCODERS
-        for ids in [_input_ids(component, checkpoint, texts, family).split(settings.batch)]
-    }
+    encoded = {}
+    for component in TEXT_ENCODERS:
+        ids = _input_ids(component, checkpoint, texts, family).split(settings.batch)
+        encoded[component] = scanned(component, partial(_encoded, component, ids))
     work = _batches(encoded, settings)
     latents = scanned(
         "mmdit",
@@ -110,7 +110,7 @@ def _input_ids(component: str, checkpoint: Path, texts: list[str], family: Famil
     return ids
 
 
-def _encoded(component: str, module: nn.Module, batches: tuple[Tensor, ...]) -> list[Tensor]:
+def _encoded(component: str, batches: tuple[Tensor, ...], module: nn.Module) -> list[Tensor]:
     """An encoder's outputs, the rows of all batches joined."""
     outputs = []
     with Progress(f"scan {component}", len(batches), "batches of prompts") as progress:
