@@ -163,15 +163,15 @@ def remedies_from_scan(scan: Scan) -> Remedies:
     powers: dict[str, int] = {}
     folds = []
     for stream in scan.sunk:
-        excess = {
-            a: math.ceil(math.log2(a.amax * SAFETY / LARGEST) / a.falls[stream])
-            for a in scan.overflows()
-            if a.falls.get(stream, 0) > 0
-        }
+        excess = [
+            (math.ceil(math.log2(activation.amax * SAFETY / LARGEST) / activation.falls[stream]), activation)
+            for activation in scan.overflows()
+            if activation.falls.get(stream, 0) > 0
+        ]
         if not excess:
             continue
-        cause = max(excess, key=lambda activation: (excess[activation], activation.amax))
-        powers[stream] = min(excess[cause], LARGEST_POWER)
+        power, cause = max(excess, key=lambda found: (found[0], found[1].amax))
+        powers[stream] = min(power, LARGEST_POWER)
         folds.append(
             Fold(
                 stream=stream,
@@ -234,7 +234,7 @@ def _record(module: nn.Module, call: Call) -> Recording:
 def _is_function(path: str, module: nn.Module, recording: Recording) -> bool:
     """Whether a module has no weights and no submodules, takes one tensor and gives one."""
     boundaries = [key for key in recording.boundaries if key[0] == path]
-    return len(boundaries) == 2 and not any(module.children()) and not any(module.parameters())
+    return len(boundaries) == 2 and not [*module.children(), *module.parameters()]
 
 
 def _reason(magnitude: float) -> str:

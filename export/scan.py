@@ -47,10 +47,7 @@ def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, 
     scans: dict[str, Scan] = {}
 
     def scanned(component: str, run: Callable[[nn.Module], list[Tensor]]) -> list[Tensor]:
-        module = load_module(component, checkpoint, torch.float32).to(device())
-        with torch.no_grad(), explicit_attention(), Recorder(module) as recorder:
-            outputs = run(module)
-        scans[component] = scan(component, module, recorder.recording)
+        scans[component], outputs = scan_component(component, checkpoint, run)
         return outputs
 
     pairs = calibration_prompts()[: settings.prompts]
@@ -82,6 +79,16 @@ def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, 
     (folder / ACTIVATIONS_FILE).write_text(json.dumps(content, indent=1) + "\n")
     for component in COMPONENTS:
         print(_summary(component, scans[component]), flush=True)
+
+
+def scan_component(
+    component: str, checkpoint: Path, run: Callable[[nn.Module], Any]
+) -> tuple[Scan, Any]:
+    """Scan what `run` makes a component's FP32 module compute; with what `run` returned."""
+    module = load_module(component, checkpoint, torch.float32).to(device())
+    with torch.no_grad(), explicit_attention(), Recorder(module) as recorder:
+        outputs = run(module)
+    return scan(component, module, recorder.recording), outputs
 
 
 def read_remedies(folder: Path) -> dict[str, Remedies]:
