@@ -59,7 +59,9 @@ def _parsed() -> argparse.Namespace:
     stages.add_parser(
         "onnx", parents=[common], help="scan for what FP16 cannot hold; one FP16 ONNX file per component"
     )
-    fp8 = stages.add_parser("fp8", parents=[common], help="calibrate; the MMDiT's FP8 ONNX file and its audit")
+    fp8 = stages.add_parser(
+        "fp8", parents=[common], help="calibrate; the MMDiT's FP8 ONNX file and its audit"
+    )
     fp8.add_argument("--policy", type=Path, metavar="FILE", help="rules that go before export/policy.toml's")
     fp8.add_argument(
         "--target",
@@ -69,7 +71,9 @@ def _parsed() -> argparse.Namespace:
     fp8.add_argument(
         "--calibration", type=Path, metavar="FILE", help="a saved calibration.json: nothing is run"
     )
-    fp8.add_argument("--calibration-prompts", type=int, metavar="N", help="prompts to calibrate with (default: 128)")
+    fp8.add_argument(
+        "--calibration-prompts", type=int, metavar="N", help="prompts to calibrate with (default: 128)"
+    )
     fp8.add_argument(
         "--calibration-steps", type=int, metavar="N", help="steps of each trajectory (default: 8)"
     )

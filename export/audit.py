@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from export.audit_page import page
+from export.onnx_from_checkpoint import ONNX_FILE
 from export.placement import RULES, FileGraph
 from export.policy import AttentionPrecision, LayerPrecision, Rule
 from export.remedies import Remedies
@@ -20,7 +22,8 @@ from export.weights import E4M3_MAX
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
 
-AUDIT_FILE = "audit.json"
+AUDIT_FILE, AUDIT_PAGE = "audit.json", "audit.html"
+_BYTES = {TensorProto.FLOAT8E4M3FN: 1, TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4}
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def write_audit(
     graph = FileGraph.read(folder / ONNX_FILE)
     layers = _layers(graph, family, decisions)
     products = _products(graph, family, attention)
-    rules = [{"rule": rule.__doc__.splitlines()[0], **asdict(rule(graph))} for rule in RULES]
+    rules = [{"rule": str(rule.__doc__), **asdict(rule(graph))} for rule in RULES]
     totals = _totals(graph, family, layers, products)
     content = {
         "layers": [asdict(layer) for layer in layers],
@@ -84,6 +87,7 @@ def write_audit(
         "rules": rules,
     }
     (folder / AUDIT_FILE).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / AUDIT_PAGE).write_text(page(family.name, content), encoding="utf-8")
     broken = [(rule["rule"], place) for rule in rules for place in rule["broken"]]
     if broken:
         raise QuantizationError(
@@ -96,17 +100,21 @@ def _layers(graph: FileGraph, family: Family, decisions: Mapping[str, Rule]) -> 
     products = graph.linears()
     missing = sorted(decisions.keys() ^ products.keys())
     if missing:
-        raise QuantizationError(f"{missing[0]}: not in both the checkpoint and the FP8 file ({len(missing)} layers)")
+        raise QuantizationError(
+            f"{missing[0]}: not in both the checkpoint and the FP8 file ({len(missing)} layers)"
+        )
     layers = []
     for name, rule in decisions.items():
         linear = products[name]
         if linear.precision != rule.precision.value:
             raise QuantizationError(
-                f"{name} is {linear.precision} in the FP8 file, but the policy decided {rule.precision.value}: "
+                f"{name} is {linear.precision} in the FP8 file, but {rule.precision.value} by the policy: "
                 "half-quantized layers are not written"
             )
         weights = int(np.prod(linear.weight.dims))
-        scales = None if linear.weight_scale is None else numpy_helper.to_array(linear.weight_scale).astype(float)
+        scales = (
+            None if linear.weight_scale is None else numpy_helper.to_array(linear.weight_scale).astype(float)
+        )
         scale = None if linear.input_scale is None else float(numpy_helper.to_array(linear.input_scale))
         layers.append(
             Layer(
@@ -125,9 +133,6 @@ def _layers(graph: FileGraph, family: Family, decisions: Mapping[str, Rule]) -> 
             )
         )
     return layers
-
-
-_BYTES = {TensorProto.FLOAT8E4M3FN: 1, TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4}
 
 
 def _spread(scales: Any) -> float | list[float] | None:
@@ -168,14 +173,18 @@ def _products(graph: FileGraph, family: Family, decided: AttentionPrecision) -> 
                 precision=decided.value,
                 flops=2 * 2 * tokens * tokens * width,
                 scales={
-                    operand: float(numpy_helper.to_array(scale)) for operand, scale in scales.items() if scale is not None
+                    operand: float(numpy_helper.to_array(scale))
+                    for operand, scale in scales.items()
+                    if scale is not None
                 },
             )
         )
     return found
 
 
-def _totals(graph: FileGraph, family: Family, layers: list[Layer], products: list[Products]) -> dict[str, float]:
+def _totals(
+    graph: FileGraph, family: Family, layers: list[Layer], products: list[Products]
+) -> dict[str, float]:
     """What the project promises: shares of the FLOPs in FP8, and the bytes of the weights."""
     fp8, weights_only = LayerPrecision.FP8.value, LayerPrecision.FP8_WEIGHTS.value
     linear = sum(layer.flops for layer in layers)

@@ -103,7 +103,12 @@ class FileGraph:
             weights = node.output[0]
             while (reader := self.readers[weights][0]).op_type != "MatMul":
                 weights = reader.output[0]
-            operands = {"q": scores.input[0], "k": scores.input[1], "s": reader.input[0], "v": reader.input[1]}
+            operands = {
+                "q": scores.input[0],
+                "k": scores.input[1],
+                "s": reader.input[0],
+                "v": reader.input[1],
+            }
             name = ".".join(node.name.strip("/").split("/")[1:-1])
             found[name] = {operand: self._scale_before(tensor) for operand, tensor in operands.items()}
         return found
@@ -220,7 +225,8 @@ def dequantize_before_product(graph: FileGraph) -> Finding:
 
     def fuses(name: str, depth: int = 0) -> bool:
         return all(
-            reader.op_type == "MatMul" or (reader.op_type == "Transpose" and depth == 0 and fuses(reader.output[0], 1))
+            reader.op_type == "MatMul"
+            or (reader.op_type == "Transpose" and depth == 0 and fuses(reader.output[0], 1))
             for reader in graph.readers[name]
         )
 
@@ -228,7 +234,7 @@ def dequantize_before_product(graph: FileGraph) -> Finding:
 
 
 def whole_products(graph: FileGraph) -> Finding:
-    """A product of two activations has both quantized or neither, and a quantized input meets an FP8 weight."""
+    """Of a product, both operands are quantized or neither, but for FP8 weights with an FP16 input."""
     broken = []
     nodes = [node for node in graph.nodes if node.op_type == "MatMul"]
     for node in nodes:

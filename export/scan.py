@@ -29,17 +29,6 @@ from mmdit.family import CLIP_TOKENS, TOKENIZERS, Family
 from mmdit.progress import Progress
 
 ACTIVATIONS_FILE = "activations.json"
-# Few: the safety factor stands for those that are left out, and every operation is measured.
-SCAN_PROMPTS = 8
-SCAN_STEPS = 4
-SCAN_BATCH = 2  # explicit attention at 1024² holds 3 GB of FP32 scores a row for SD3.5 Large
-
-
-def scan_settings(family: Family, **given: Any) -> CalibrationSettings:
-    """How much to scan: calibration's settings, with fewer prompts and steps unless `given`."""
-    defaults = {"prompts": SCAN_PROMPTS, "steps": SCAN_STEPS, "batch": SCAN_BATCH}
-    known = {key: value for key, value in given.items() if value is not None}
-    return CalibrationSettings.for_family(family, **{**defaults, **known})
 
 
 def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, folder: Path) -> None:

@@ -16,7 +16,7 @@ from export.policy import (
     read_policy,
     with_islands,
 )
-from export.prompts import PROMPTS, CalibrationSettings
+from export.prompts import PROMPTS, SCAN, CalibrationSettings
 from export.remedies import Remedies
 from mmdit.artifact import (
     BUILD,
@@ -62,14 +62,13 @@ class Export:
 
     def scan(self, **given: Any) -> dict[str, Remedies]:
         """Find what FP16 cannot hold; returns each component's remedies."""
-        from export.prompts import SCAN_PROMPTS
-
-        settings = CalibrationSettings.for_family(self.family, **{"prompts": SCAN_PROMPTS, **given})
+        settings = CalibrationSettings.for_family(self.family, **{**SCAN, **given})
 
         def write(folder: Path) -> dict[str, Any]:
-            from export.scan import write_scan
+            from export.scan import read_remedies, write_scan
 
-            found = write_scan(self.family, self.checkpoint, settings, folder)
+            write_scan(self.family, self.checkpoint, settings, folder)
+            found = read_remedies(folder)
             return {"remedies": {name: each.model_dump(mode="json") for name, each in found.items()}}
 
         self._make(
@@ -173,8 +172,9 @@ class Export:
         found = require(folder, "make fp8").findings
         print(
             f"  {found['fp8_layers']} layers in FP8, {found['fp8_weight_layers']} with FP8 weights, "
-            f"{found['fp16_layers']} in FP16, {found['fp32_layers']} in FP32; FP8 runs "
-            f"{found['linear_flops_in_fp8']:.1%} of the linear FLOPs, {found['all_flops_in_fp8']:.1%} of all; "
+            f"{found['fp16_layers']} in FP16, {found['fp32_layers']} in FP32\n"
+            f"  FP8 runs {found['linear_flops_in_fp8']:.1%} of the linear FLOPs and "
+            f"{found['all_flops_in_fp8']:.1%} of all; "
             f"weights take {found['weight_bytes'] / found['weight_bytes_fp16']:.1%} of FP16's bytes\n"
             f"  each layer: {shown(folder / 'audit.html')}"
         )
