@@ -10,7 +10,9 @@ Each part is remade only when what it was made from has changed.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from export.prompts import SCAN
 from export.stages import Export
 from mmdit.artifact import BUILD
 from mmdit.errors import run_command
@@ -22,15 +24,13 @@ def main() -> int:
     arguments = _parsed()
     export = Export(arguments.model, arguments.build, arguments.variant, arguments.t5_tokens)
     if arguments.stage == "onnx":
-        export.onnx()
+        export.onnx(**_given(arguments, "scan"))
     elif arguments.stage == "fp8":
-        given = {
-            name: getattr(arguments, f"calibration_{name}")
-            for name in ("prompts", "steps", "batch", "sizes")
-            if getattr(arguments, f"calibration_{name}") is not None
-        }
         export.fp8(
-            policy=arguments.policy, target=arguments.target, calibration=arguments.calibration, **given
+            policy=arguments.policy,
+            target=arguments.target,
+            calibration=arguments.calibration,
+            **_given(arguments, "calibration"),
         )
     return 0
 
@@ -56,9 +56,10 @@ def _parsed() -> argparse.Namespace:
         help="length to which T5 pads every prompt; it changes the picture (default: %(default)s)",
     )
     common.add_argument("--build", type=Path, default=BUILD, help="where artifacts go")
-    stages.add_parser(
+    onnx = stages.add_parser(
         "onnx", parents=[common], help="scan for what FP16 cannot hold; one FP16 ONNX file per component"
     )
+    _add_settings(onnx, "scan", prompts=SCAN["prompts"], steps=SCAN["steps"], batch=SCAN["batch"])
     fp8 = stages.add_parser(
         "fp8", parents=[common], help="calibrate; the MMDiT's FP8 ONNX file and its audit"
     )
@@ -71,22 +72,34 @@ def _parsed() -> argparse.Namespace:
     fp8.add_argument(
         "--calibration", type=Path, metavar="FILE", help="a saved calibration.json: nothing is run"
     )
-    fp8.add_argument(
-        "--calibration-prompts", type=int, metavar="N", help="prompts to calibrate with (default: 128)"
+    _add_settings(fp8, "calibration", prompts=128, steps=8, batch=16)
+    return parser.parse_args()
+
+
+def _add_settings(
+    parser: argparse.ArgumentParser, what: str, *, prompts: int, steps: int, batch: int
+) -> None:
+    group = parser.add_argument_group(what)
+    group.add_argument(
+        f"--{what}-prompts", type=int, metavar="N", help=f"prompts to run (default: {prompts})"
     )
-    fp8.add_argument(
-        "--calibration-steps", type=int, metavar="N", help="steps of each trajectory (default: 8)"
+    group.add_argument(
+        f"--{what}-steps", type=int, metavar="N", help=f"steps of each trajectory (default: {steps})"
     )
-    fp8.add_argument("--calibration-batch", type=int, metavar="N", help="prompts at a time (default: 16)")
-    fp8.add_argument(
-        "--calibration-size",
-        dest="calibration_sizes",
+    group.add_argument(f"--{what}-batch", type=int, metavar="N", help=f"prompts at a time (default: {batch})")
+    group.add_argument(
+        f"--{what}-size",
+        dest=f"{what}_sizes",
         type=_size,
         action="append",
         metavar="HxW",
         help="in pixels; may be given several times (default: the model's own size)",
     )
-    return parser.parse_args()
+
+
+def _given(arguments: argparse.Namespace, what: str) -> dict[str, Any]:
+    found = {name: getattr(arguments, f"{what}_{name}") for name in ("prompts", "steps", "batch", "sizes")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _size(text: str) -> tuple[int, int]:

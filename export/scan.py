@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from export.modules import explicit_attention, load_module
+from export.onnx_from_checkpoint import check_finite
 from export.overflow import LARGEST, SAFETY, Activation, Scan, remedies_from_scan, scan
 from export.prompts import PROMPTS, CalibrationSettings, calibration_prompts
 from export.recorder import Recorder
@@ -37,6 +38,7 @@ def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, 
 
     def scanned(component: str, run: Callable[[nn.Module], list[Tensor]]) -> list[Tensor]:
         module = load_module(component, checkpoint, torch.float32).to(device())
+        check_finite(component, module)
         with torch.no_grad(), explicit_attention(), Recorder(module) as recorder:
             outputs = run(module)
         scans[component] = scan(component, module, recorder.recording)

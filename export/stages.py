@@ -85,9 +85,9 @@ class Export:
         found = require(self.layout.scan, f"make onnx MODEL={self.layout.model}").findings["remedies"]
         return {name: Remedies.model_validate(each) for name, each in found.items()}
 
-    def onnx(self) -> None:
-        """Make the tokenizers and one FP16 ONNX file per component."""
-        self.scan()
+    def onnx(self, **given: Any) -> None:
+        """Make the tokenizers and one FP16 ONNX file per component; `given` are the scan's settings."""
+        self.scan(**given)
 
         def write_tokenizers(folder: Path) -> None:
             from export.tokenizers_from_checkpoint import write_tokenizers
