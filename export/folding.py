@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# 2^15 is the largest power of two in FP16, and what CLIP's output is multiplied by in the graph.
-LARGEST_POWER = 15
+from export.remedies import LARGEST_POWER
+
 SMALLEST_NORMAL = 2.0**-14  # of FP16; below it, values lose digits
 
 

@@ -11,10 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from export.folding import LARGEST_POWER, SMALLEST_NORMAL, Stream, fold, streams, sunk_weights
+from export.folding import SMALLEST_NORMAL, Stream, fold, streams, sunk_weights
 from export.modules import explicit_attention
 from export.recorder import Call, Key, Recorder, Recording, Seen, name
-from export.remedies import Fold, Island, Remedies
+from export.remedies import LARGEST_POWER, Fold, Island, Remedies
 
 LARGEST = torch.finfo(torch.float16).max
 # Other prompts, seeds and sizes go higher than the few that were scanned.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from export.modules import explicit_attention, load_module
+from export.onnx_from_checkpoint import check_finite
 from export.overflow import LARGEST, SAFETY, Activation, Scan, remedies_from_scan, scan
 from export.prompts import PROMPTS, CalibrationSettings, calibration_prompts
 from export.recorder import Recorder
@@ -29,17 +30,6 @@ from mmdit.family import CLIP_TOKENS, TOKENIZERS, Family
 from mmdit.progress import Progress
 
 ACTIVATIONS_FILE = "activations.json"
-# Few: the safety factor stands for those that are left out, and every operation is measured.
-SCAN_PROMPTS = 8
-SCAN_STEPS = 4
-SCAN_BATCH = 2  # explicit attention at 1024² holds 3 GB of FP32 scores a row for SD3.5 Large
-
-
-def scan_settings(family: Family, **given: Any) -> CalibrationSettings:
-    """How much to scan: calibration's settings, with fewer prompts and steps unless `given`."""
-    defaults = {"prompts": SCAN_PROMPTS, "steps": SCAN_STEPS, "batch": SCAN_BATCH}
-    known = {key: value for key, value in given.items() if value is not None}
-    return CalibrationSettings.for_family(family, **{**defaults, **known})
 
 
 def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, folder: Path) -> None:
@@ -86,6 +76,7 @@ def scan_component(
 ) -> tuple[Scan, Any]:
     """Scan what `run` makes a component's FP32 module compute; with what `run` returned."""
     module = load_module(component, checkpoint, torch.float32).to(device())
+    check_finite(component, module)
     with torch.no_grad(), explicit_attention(), Recorder(module) as recorder:
         outputs = run(module)
     return scan(component, module, recorder.recording), outputs
