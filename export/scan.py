@@ -71,9 +71,7 @@ def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, 
         print(_summary(component, scans[component]), flush=True)
 
 
-def scan_component(
-    component: str, checkpoint: Path, run: Callable[[nn.Module], Any]
-) -> tuple[Scan, Any]:
+def scan_component(component: str, checkpoint: Path, run: Callable[[nn.Module], Any]) -> tuple[Scan, Any]:
     """Scan what `run` makes a component's FP32 module compute; with what `run` returned."""
     module = load_module(component, checkpoint, torch.float32).to(device())
     check_finite(component, module)
@@ -181,7 +179,8 @@ def _report(scan: Scan) -> dict[str, Any]:
 
 def _summary(component: str, scan: Scan) -> str:
     remedies = remedies_from_scan(scan)
-    largest = max((a for a in scan.activations if a.fp16), key=lambda activation: activation.amax)
+    counted = (a for a in scan.activations if a.fp16 and a.module not in scan.saturating)
+    largest = max(counted, key=lambda activation: activation.amax)
     lines = [f"{component}: {largest.amax:.3g} at most ({largest.name})"]
     lines += [
         f"  2^-{fold.power} on the {fold.stream} stream: {fold.tensor} {fold.reason}"

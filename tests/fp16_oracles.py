@@ -51,7 +51,8 @@ class OnnxRun:
         return {
             path_of(node)
             for node, value in self.nodes
-            if not finite([value]) and finite(self.tensors[name] for name in node.input if name in self.tensors)
+            if not finite([value])
+            and finite(self.tensors[name] for name in node.input if name in self.tensors)
         }
 
 
