@@ -226,7 +226,7 @@ def _falls(module: nn.Module, call: Call, stream: Stream, plain: Recording) -> d
 
 
 def _record(module: nn.Module, call: Call) -> Recording:
-    with Recorder(module) as recorder:
+    with Recorder(module, amax_only=True) as recorder:
         call()
     return recorder.recording
 

@@ -68,11 +68,12 @@ class Recording:
 class Recorder(TorchDispatchMode):
     """Records every call of a module, or of its submodules, while it is active: `with Recorder(m) as r`.
 
-    On the meta device it records the dtypes alone. Raises QuantizationError when a value is not finite.
+    `amax_only` leaves the other statistics out. On the meta device it records the dtypes alone. Raises QuantizationError when a value is not finite.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, amax_only: bool = False) -> None:
         super().__init__()
+        self._amax_only = amax_only
         self.recording = Recording()
         self._module = module
         self._stack: list[tuple[str, Counter[str]]] = []
@@ -115,14 +116,14 @@ class Recorder(TorchDispatchMode):
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = operation(*args, **(kwargs or {}))
-        name = operation.overloadpacket.__name__
-        if self._stack and not self._measuring and not operation.is_view and name not in _NO_VALUES:
+        kind = operation.overloadpacket.__name__
+        if self._stack and not self._measuring and not operation.is_view and kind not in _NO_VALUES:
             path, counter = self._stack[-1]
             # of several outputs the first is the value, the others a gradient's statistics
             tensor = next(_tensors(output), None)
             if tensor is not None:
-                self._record(self.recording.operations, (path, name, counter[name]), tensor)
-                counter[name] += 1
+                self._record(self.recording.operations, (path, kind, counter[kind]), tensor)
+                counter[kind] += 1
         return output
 
     def _record(self, table: dict[Key, Seen], key: Key, tensor: Tensor) -> None:
@@ -136,9 +137,11 @@ class Recorder(TorchDispatchMode):
             lowest = float(tensor.min())
         amax = max(-lowest, highest)
         if not amax < float("inf"):
-            raise QuantizationError(f"{name(key)} is {amax} in FP32: the checkpoint's weights are damaged")
+            raise QuantizationError(
+                f"{name(key)} is {amax} in FP32: the checkpoint's weights are damaged, download it again"
+            )
         seen.amax = max(seen.amax, amax)
-        if table is self.recording.operations:
+        if table is self.recording.operations and not self._amax_only:
             magnitude = tensor.abs()
             norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
             seen.rms = max(seen.rms, norm / tensor.numel() ** 0.5)

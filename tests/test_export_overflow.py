@@ -21,6 +21,15 @@ from mmdit.family import TOKENIZERS, family_from_checkpoint
 CAPTION = "a large red circle on the left, on white"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are so small that two threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def ids(miniature):
     """Component → a caption's ids."""
@@ -68,7 +77,7 @@ def test_operations_between_modules_are_seen(t5):
 
 
 def test_a_stream_is_what_a_fold_halves(t5):
-    """Found by trying: the sum lies on it, a norm's square falls twice as fast, a branch's inside not at all."""
+    """The sum lies on it, a norm's square falls twice as fast, a branch's inside not at all."""
     assert found(t5, "encoder.block.1.layer.1", "add").falls == {"hidden": 1}
     assert found(t5, "encoder.block.1.layer.1.layer_norm", "pow").falls == {"hidden": 2}
     assert found(t5, "encoder.block.1.layer.1.DenseReluDense", "mul").falls == {}

@@ -25,6 +25,15 @@ ODD = (80, 112)  # 35 image tokens
 ROW_MEASURED = 3.4e-4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are so small that two threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def signatures(miniature):
     family = family_from_checkpoint(miniature)
