@@ -68,7 +68,8 @@ class Recording:
 class Recorder(TorchDispatchMode):
     """Records every call of a module, or of its submodules, while it is active: `with Recorder(m) as r`.
 
-    `amax_only` leaves the other statistics out. On the meta device it records the dtypes alone. Raises QuantizationError when a value is not finite.
+    `amax_only` leaves the other statistics out. On the meta device it records the dtypes alone. Raises
+    QuantizationError when a value is not finite.
     """
 
     def __init__(self, module: nn.Module, amax_only: bool = False) -> None:

@@ -14,9 +14,11 @@ from export.overflow import LARGEST, SAFETY, Activation, Scan, remedies_from_sca
 from export.prompts import CalibrationSettings
 from export.remedies import LARGEST_POWER
 from export.scan import ACTIVATIONS_FILE, read_remedies, scan_component, write_scan
-from mmdit.contract import COMPONENTS
+from export.tracing import example_inputs
+from mmdit.contract import COMPONENTS, components
 from mmdit.errors import ArtifactError, QuantizationError
 from mmdit.family import TOKENIZERS, family_from_checkpoint
+from mmdit.shapes import shape_set
 
 CAPTION = "a large red circle on the left, on white"
 
@@ -81,6 +83,19 @@ def test_a_stream_is_what_a_fold_halves(t5):
     assert found(t5, "encoder.block.1.layer.1", "add").falls == {"hidden": 1}
     assert found(t5, "encoder.block.1.layer.1.layer_norm", "pow").falls == {"hidden": 2}
     assert found(t5, "encoder.block.1.layer.1.DenseReluDense", "mul").falls == {}
+
+
+def test_the_two_streams_of_the_mmdit_are_told_apart(miniature):
+    """Each has a power of its own."""
+    family = family_from_checkpoint(miniature)
+    signature = components(family, shape_set(family))["mmdit"]
+    inputs = [x.float() for x in example_inputs(signature, 1, (64, 64))]
+    scan, _ = scan_component("mmdit", miniature, lambda module: module(*inputs))
+    fallen = {stream: {a.module for a in scan.activations if stream in a.falls} for stream in scan.sunk}
+    block = "model.transformer_blocks.1"
+    assert {f"{block}.ff.net.2", f"{block}.attn.to_out.0", f"{block}.attn2.to_out.0"} <= fallen["image"]
+    assert {f"{block}.ff_context.net.2", f"{block}.attn.to_add_out"} <= fallen["context"]
+    assert not any({"image", "context"} <= set(a.falls) for a in scan.activations)
 
 
 def test_what_the_graph_computes_in_fp32_is_no_overflow(t5):
@@ -174,6 +189,22 @@ def test_an_island_is_the_smallest_submodule_with_inputs_and_outputs_that_fp16_h
     """Up from the operation, past those whose own output overflows."""
     scan = scan_of(activation("block.1.ff.act", "mul", 1e6), held=("", "block.1", "block.1.ff"))
     assert [island.module for island in remedies_from_scan(scan).islands] == ["block.1.ff"]
+
+
+def test_a_list_of_submodules_is_no_island():
+    """It is never called, so nothing could cast what goes in and comes out."""
+    scan = Scan(
+        activations=(activation("blocks.1", "mul", 1e6),),
+        boundaries=(activation("blocks.1", "output", 1e6), activation("", "output", 1.0)),
+    )
+    assert [island.module for island in remedies_from_scan(scan).islands] == [""]
+
+
+def test_what_comes_near_the_end_of_fp16_is_an_overflow():
+    """Other prompts go higher than those that were scanned."""
+    near = activation("block", "mul", LARGEST / SAFETY * 1.01)
+    far = activation("block", "mul", LARGEST / SAFETY)
+    assert scan_of(near, far).overflows() == [near]
 
 
 def test_an_island_in_an_island_is_not_named():
