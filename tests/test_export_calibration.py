@@ -103,7 +103,7 @@ def test_timesteps_cover_the_whole_range_evenly(steps, count):
     gaps = np.diff([0, *later, 1000])
     spacing = 1000 / (count * (steps - 1))
     assert gaps[1:-1] == pytest.approx([spacing] * (len(later) - 1))
-    assert gaps[0] == gaps[-1] == pytest.approx(spacing / 2)
+    assert [gaps[0], gaps[-1]] == pytest.approx([spacing / 2] * 2)
 
 
 @pytest.fixture(scope="module")
