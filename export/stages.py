@@ -87,7 +87,6 @@ class Export:
 
     def onnx(self, **given: Any) -> None:
         """Make the tokenizers and one FP16 ONNX file per component; `given` are the scan's settings."""
-        self.scan(**given)
 
         def write_tokenizers(folder: Path) -> None:
             from export.tokenizers_from_checkpoint import write_tokenizers
@@ -100,6 +99,7 @@ class Export:
             self._manifest("tokenizers", self.hashes["pipeline"], ("transformers", "tokenizers")),
             write_tokenizers,
         )
+        self.scan(**given)
         for component in COMPONENTS:
             remedies = self.remedies[component]
 
