@@ -17,12 +17,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from export.modules import load_module
+from export.modules import load_fp32, load_module
 from export.policy import AttentionPrecision, Rule, calibration_digest
 from export.prompts import PROMPTS, CalibrationSettings
 from export.quantization import input_quantizers, insert_quantizers
 from export.remedies import Remedies, apply_remedies
-from export.trajectories import Batch, Denoiser, batches, denoised, device, dtype
+from export.trajectories import Batch, Denoiser, batches, denoised, device
 from mmdit.artifact import sha256, versions
 from mmdit.errors import QuantizationError, first_line
 from mmdit.family import Family
@@ -79,7 +79,8 @@ def write_calibration(
     state = folder.parent / ".calibration.json"
     done, amax = _unfinished(state, identity)
     work = batches(family, checkpoint, settings)
-    module = load_module("mmdit", checkpoint, dtype())
+    on_gpu = device().type == "cuda"
+    module = load_module("mmdit", checkpoint, torch.float16) if on_gpu else load_fp32("mmdit", checkpoint)
     apply_remedies("mmdit", module, remedies)
     transformer = module.model
     denoiser = Denoiser(checkpoint, transformer, settings.guidance_scale)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from export.folding import SMALLEST_NORMAL, Stream, fold, streams, sunk_weights
-from export.modules import explicit_attention
+from export.modules import explicit_attention, fp32_linears
 from export.recorder import Call, Key, Recorder, Recording, Seen, name
 from export.remedies import LARGEST_POWER, Fold, Island, Remedies
 
@@ -103,7 +103,7 @@ def scan(component: str, module: nn.Module, recording: Recording) -> Scan:
     """
     last_call = recording.last_call
     assert last_call is not None
-    with explicit_attention():
+    with explicit_attention(), fp32_linears():
         plain = _record(module, last_call)
         falls: dict[str, dict[Key, int]] = {}
         sunk: dict[str, dict[str, list[float]]] = {}

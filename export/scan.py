@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from export.modules import explicit_attention, load_module
+from export.modules import explicit_attention, fp32_linears, load_fp32
 from export.onnx_from_checkpoint import check_finite
 from export.overflow import LARGEST, SAFETY, Activation, Scan, remedies_from_scan, scan
 from export.prompts import PROMPTS, CalibrationSettings, calibration_prompts
@@ -73,9 +73,9 @@ def write_scan(family: Family, checkpoint: Path, settings: CalibrationSettings, 
 
 def scan_component(component: str, checkpoint: Path, run: Callable[[nn.Module], Any]) -> tuple[Scan, Any]:
     """Scan what `run` makes a component's FP32 module compute; with what `run` returned."""
-    module = load_module(component, checkpoint, torch.float32).to(device())
+    module = load_fp32(component, checkpoint).to(device())
     check_finite(component, module)
-    with torch.no_grad(), explicit_attention(), Recorder(module) as recorder:
+    with torch.no_grad(), explicit_attention(), fp32_linears(), Recorder(module) as recorder:
         outputs = run(module)
     return scan(component, module, recorder.recording), outputs
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
+from export.modules import fp32_linears
 from export.prompts import CalibrationSettings, calibration_prompts
 from mmdit.family import Family
 from mmdit.progress import Progress
@@ -103,6 +104,8 @@ class Denoiser:
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.guidance_scale = guidance_scale
+        # of its convolution and norms; the linears' weights may have fewer bits
+        self.dtype = transformer.pos_embed.proj.weight.dtype
 
     @torch.no_grad()
     def __call__(self, batch: Batch, after_step: Callable[[], None] = lambda: None) -> Tensor:
@@ -113,19 +116,19 @@ class Denoiser:
             after_step()
             return {}  # the pipeline's own tensors, unchanged
 
-        transformer = self.pipeline.transformer
-        texts = {name: text.to(device(), transformer.dtype) for name, text in batch.texts.items()}
-        latents: Tensor = self.pipeline(
-            **texts,
-            height=batch.size[0],
-            width=batch.size[1],
-            # the scheduler shifts the sigmas that it is given; these come out as the timesteps asked for
-            sigmas=[t / (1000 * shift - (shift - 1) * t) for t in batch.timesteps],
-            guidance_scale=self.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(batch.seed),
-            output_type="latent",
-            callback_on_step_end=step_ended,
-        ).images
+        texts = {name: text.to(device(), self.dtype) for name, text in batch.texts.items()}
+        with fp32_linears():
+            latents: Tensor = self.pipeline(
+                **texts,
+                height=batch.size[0],
+                width=batch.size[1],
+                # the scheduler shifts the sigmas that it is given; these come out as the timesteps asked for
+                sigmas=[t / (1000 * shift - (shift - 1) * t) for t in batch.timesteps],
+                guidance_scale=self.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(batch.seed),
+                output_type="latent",
+                callback_on_step_end=step_ended,
+            ).images
         return latents
 
 
