@@ -1,6 +1,8 @@
 """What several tests share: the miniature, its exported files, packaged repositories, a real server."""
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from mmdit.artifact import Layout
 from mmdit.contract import Precision
+from mmdit.errors import run_command
 
 
 @pytest.fixture(scope="session")
@@ -131,3 +134,19 @@ def denoising(miniature):
         }
 
     return inputs
+
+
+@pytest.fixture
+def run_export(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
+    """Runs the command in this process; gives its exit status and what it wrote on stderr."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        from export.__main__ import main
+
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_status:
+            run_command(main)
+        return int(exit_status.value.code or 0), capfd.readouterr().err
+
+    return run

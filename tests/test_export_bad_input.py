@@ -5,30 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from export_command import assert_one_error
 from safetensors.numpy import load_file, save_file
 
 from export import checkpoint as checkpoint_module
-from export.__main__ import main
 from export.modules import load_module
-from export.stages import Export
-from export.tokenizers_from_checkpoint import write_tokenizers
 from mmdit.artifact import MANIFEST, Layout, read_manifest
-from mmdit.errors import CheckpointError, run_command
+from mmdit.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 Change = Callable[[Path], None]
@@ -138,28 +127,6 @@ DAMAGE: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.fixture
-def run(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
-    """Runs the command in this process; gives its exit status and what it wrote on stderr."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_status:
-            run_command(main)
-        return int(exit_status.value.code or 0), capfd.readouterr().err
-
-    return run
-
-
-def assert_one_error(status: int, stderr: str, *words: str) -> None:
-    assert status == 2, stderr
-    assert len(stderr.splitlines()) == 1, stderr
-    assert stderr.startswith("error: ")
-    for word in words:
-        assert word in stderr
-
-
 def assert_whole(build: Path) -> None:
     """Each folder with a final name has its manifest and the files that it lists; no other is left."""
     for folder in build.glob("*/onnx/*"):
@@ -169,13 +136,13 @@ def assert_whole(build: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_refused_in_one_line(damage, miniature, tmp_path, run):
+def test_a_damaged_checkpoint_is_refused_in_one_line(damage, miniature, tmp_path, run_export):
     """Whatever is wrong with the folder, the line names the file or the part."""
     change, words = DAMAGE[damage]
     folder, build = tmp_path / "miniature", tmp_path / "build"
     shutil.copytree(miniature, folder)
     change(folder)
-    status, stderr = run("onnx", "--model", folder, "--build", build)
+    status, stderr = run_export("onnx", "--model", folder, "--build", build)
     assert_one_error(status, stderr, words)
     assert_whole(build)
 
@@ -237,101 +204,30 @@ def test_the_command_ends_with_status_2_and_no_traceback(damage, words, miniatur
     assert_whole(build)
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}],
-    ids=["told to stay offline", "no network"],
-)
-def test_a_hub_id_out_of_reach_is_refused_at_once(environment, tmp_path):
-    """Without a network the command says so within seconds: it does not try again and again."""
-    started = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-m", "export", "onnx", "--model", "nobody/no-such-model", "--build", tmp_path],
-        cwd=ROOT,
-        env=os.environ | environment | {"HF_HOME": str(tmp_path / "hub")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert_one_error(ended.returncode, ended.stderr, "nobody/no-such-model", "check the network")
-    assert time.monotonic() - started < 20  # 0.5 s where the machine is idle
-    assert not list(tmp_path.glob("*/onnx"))
-
-
-RESPONSE = SimpleNamespace(headers={}, request=None)  # as much of it as the errors read
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (GatedRepoError("403\nCannot access gated repo", response=RESPONSE), "accept its licence"),
-        (RepositoryNotFoundError("404\nNot found", response=RESPONSE), "the hub has no a/b"),
-        (HFValidationError("Repo id must use alphanumeric chars"), "the hub has no a/b"),
-        (HfHubHTTPError("500 Server Error\nmore", response=RESPONSE), "(500 Server Error)"),
-        (LocalEntryNotFoundError("not in the cache"), "check the network"),
-        (OSError("No space left on device"), "(No space left on device)"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
-def test_what_the_hub_refuses_is_said_with_the_way_out(error, words, run, monkeypatch, tmp_path):
-    """A gated, a missing and an unreachable model need different things of the user."""
-
-    def refuse(*_: object, **__: object) -> str:
-        raise error
-
-    monkeypatch.setattr(checkpoint_module, "snapshot_download", refuse)
-    status, stderr = run("onnx", "--model", "a/b", "--build", tmp_path)
-    assert_one_error(status, stderr, "a/b", words)
-
-
-def test_the_hub_is_asked_only_for_files_that_are_read(miniature, monkeypatch, tmp_path):
-    """Single-file checkpoints and FP16 variants lie in the real repositories: twice the bytes."""
-    from huggingface_hub.utils import filter_repo_objects
-
-    from miniature.decoys import DECOYS, FP16_INDEX
-
-    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        paths = [str(path.relative_to(miniature)) for path in miniature.rglob("*") if path.is_file()]
-        wanted = set(
-            filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
-        )
-        assert not wanted & {*DECOYS, FP16_INDEX}
-        for path in wanted:
-            (tmp_path / "cached" / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(miniature / path, tmp_path / "cached" / path)
-        return str(tmp_path / "cached")
-
-    monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
-    export = Export("someone/tiny", tmp_path)  # finds every part, and its weights whole
-    assert export.layout.root == tmp_path / "tiny"
-    write_tokenizers(export.family, export.checkpoint, tmp_path)
-
-
 @pytest.mark.parametrize("model", ["./nothing", "/no/such/folder", "~/nothing", "word", "a/b/c"])
-def test_a_model_that_is_no_folder_and_no_hub_id_is_refused(model, run, tmp_path):
+def test_a_model_that_is_no_folder_and_no_hub_id_is_refused(model, run_export, tmp_path):
     """A mistyped path is not looked up on the hub."""
-    status, stderr = run("onnx", "--model", model, "--build", tmp_path)
+    status, stderr = run_export("onnx", "--model", model, "--build", tmp_path)
     assert_one_error(status, stderr, f"MODEL={model}", "neither a folder here nor a hub id")
 
 
-def test_a_missing_miniature_names_the_command_that_restores_it(run, monkeypatch, tmp_path):
+def test_a_missing_miniature_names_the_command_that_restores_it(run_export, monkeypatch, tmp_path):
     """It is a part of the repository."""
     monkeypatch.setattr(checkpoint_module, "MINIATURE", tmp_path / "none")
-    assert_one_error(*run("onnx", "--build", tmp_path), "git checkout miniature/checkpoint")
+    assert_one_error(*run_export("onnx", "--build", tmp_path), "git checkout miniature/checkpoint")
 
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "513"])
-def test_a_length_that_t5_is_not_used_with_is_refused(tokens, miniature, run, tmp_path):
+def test_a_length_that_t5_is_not_used_with_is_refused(tokens, miniature, run_export, tmp_path):
     """diffusers refuses more than 512 tokens; less than one is none."""
-    status, stderr = run("onnx", "--model", miniature, "--build", tmp_path, "--t5-tokens", tokens)
+    status, stderr = run_export("onnx", "--model", miniature, "--build", tmp_path, "--t5-tokens", tokens)
     assert_one_error(status, stderr, f"{tokens} T5 tokens", "1 to 512")
 
 
-def test_a_build_folder_that_cannot_be_made_is_named(miniature, run, tmp_path):
+def test_a_build_folder_that_cannot_be_made_is_named(miniature, run_export, tmp_path):
     """A file lies where the folder should be."""
     (tmp_path / "file").write_text("")
-    status, stderr = run("onnx", "--model", miniature, "--build", tmp_path / "file")
+    status, stderr = run_export("onnx", "--model", miniature, "--build", tmp_path / "file")
     assert_one_error(status, stderr, str(tmp_path / "file"), "--build")
 
 
@@ -344,26 +240,49 @@ def test_a_build_folder_that_cannot_be_made_is_named(miniature, run, tmp_path):
         ("--calibration-batch", -1, "batch"),
     ],
 )
-def test_calibration_settings_out_of_bounds_are_refused(option, value, words, build, miniature, run):
+def test_calibration_settings_out_of_bounds_are_refused(option, value, words, build, miniature, run_export):
     """Before anything is calibrated; the artifacts that are there stay."""
     before = sorted(build.root.rglob("*"))
-    status, stderr = run("fp8", "--model", miniature, "--build", build.root.parent, option, value)
+    status, stderr = run_export("fp8", "--model", miniature, "--build", build.root.parent, option, value)
     assert_one_error(status, stderr, words, str(value))
     assert sorted(build.root.rglob("*")) == before
 
 
-def test_fp8_without_onnx_names_the_command_that_makes_it(miniature, run, tmp_path):
+def test_fp8_without_onnx_names_the_command_that_makes_it(miniature, run_export, tmp_path):
     """The stages' order, in the words of the Makefile."""
-    status, stderr = run("fp8", "--model", miniature, "--build", tmp_path)
+    status, stderr = run_export("fp8", "--model", miniature, "--build", tmp_path)
     assert_one_error(status, stderr, f"run `make onnx MODEL={miniature}` first")
 
 
-def test_fp8_of_another_checkpoint_than_the_onnx_files_is_refused(build, miniature, run, tmp_path):
+def test_fp8_of_another_checkpoint_than_the_onnx_files_is_refused(build, miniature, run_export, tmp_path):
     """Calibrating a checkpoint whose parts were never checked would only fail later, or not at all."""
     folder = tmp_path / "miniature"
     shutil.copytree(miniature, folder)
     configure("scheduler/scheduler_config.json", shift=2.0)(folder)
     onnx = Layout(str(folder), tmp_path / "build").onnx("mmdit")
     shutil.copytree(build.onnx("mmdit"), onnx)
-    status, stderr = run("fp8", "--model", folder, "--build", tmp_path / "build")
+    status, stderr = run_export("fp8", "--model", folder, "--build", tmp_path / "build")
     assert_one_error(status, stderr, "another checkpoint", "make onnx")
+
+
+def test_a_policy_that_matches_nothing_is_refused(build, miniature, run_export, tmp_path):
+    """Before anything is calibrated; the pattern is named."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[[rule]]\npattern = 'blocks.*'\nprecision = 'fp16'\n")
+    before = sorted(build.root.rglob("*"))
+    arguments = ("fp8", "--model", miniature, "--build", build.root.parent, "--policy", policy)
+    assert_one_error(*run_export(*arguments), "'blocks.*' matches none of the 68 layers")
+    assert sorted(build.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["another checkpoint", "missing"])
+def test_a_calibration_that_does_not_fit_is_refused(damage, build, miniature, run_export, tmp_path):
+    """The artifacts that are there stay."""
+    saved = tmp_path / "calibration.json"
+    if damage != "missing":
+        content = json.loads((build.calibration / "calibration.json").read_text())
+        saved.write_text(json.dumps(content | {"checkpoint": "0" * 64}))
+    before = sorted(build.root.rglob("*"))
+    arguments = ("fp8", "--model", miniature, "--build", build.root.parent, "--calibration", saved)
+    assert_one_error(*run_export(*arguments), str(saved), *(["0" * 64] if damage != "missing" else []))
+    assert sorted(build.root.rglob("*")) == before

@@ -118,7 +118,7 @@ def test_what_sinks_into_subnormals_is_found(miniature, ids):
     """A branch scaled by 2^-24 lies below FP16's normal range as a whole."""
 
     def run(module: nn.Module) -> None:
-        linear = module.model.text_model.encoder.layers[0].mlp.fc2
+        linear = module.model.text_model.encoder.layers[0].mlp.fc2.float()  # FP16 would hold zeros
         linear.weight.mul_(2.0**-24)
         linear.bias.mul_(2.0**-24)
         module(ids("clip_l"))
