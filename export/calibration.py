@@ -63,12 +63,12 @@ def write_calibration(
     settings: CalibrationSettings,
     folder: Path,
 ) -> None:
-    """Run the calibration and write `calibration.json` into `folder`; the ranges so far lie beside it meanwhile.
+    """Run the calibration and write `calibration.json` into `folder`; ranges so far lie beside it meanwhile.
 
     Uses the GPU when there is one (FP16), else the CPU (FP32). Raises QuantizationError naming a tensor
     that is not finite.
     """
-    identity = {
+    identity: dict[str, Any] = {
         "checkpoint": fingerprint,
         "policy": calibration_digest(decisions, attention),
         "settings": settings.model_dump(mode="json"),
@@ -100,7 +100,9 @@ def write_calibration(
             partial.replace(state)
 
     mtq.calibrate(transformer, algorithm="max", forward_loop=run)
-    visited = [timestep for batch in work for timestep in batch.timesteps for _ in batch.texts["prompt_embeds"]]
+    visited = [
+        timestep for batch in work for timestep in batch.timesteps for _ in batch.texts["prompt_embeds"]
+    ]
     prompts = sum(len(batch.texts["prompt_embeds"]) * len(batch.timesteps) for batch in work)
     calibration = Calibration(
         **identity,
@@ -119,7 +121,9 @@ def write_calibration(
     state.unlink()
 
 
-def read_calibration(path: Path, fingerprint: str, decisions: dict[str, Rule], attention: AttentionPrecision) -> Calibration:
+def read_calibration(
+    path: Path, fingerprint: str, decisions: dict[str, Rule], attention: AttentionPrecision
+) -> Calibration:
     """A saved calibration, checked to be of this checkpoint and this policy.
 
     Raises QuantizationError with both hashes when it is of another, or when it cannot be read.
@@ -131,7 +135,9 @@ def read_calibration(path: Path, fingerprint: str, decisions: dict[str, Rule], a
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"])) or "the file"
-        raise QuantizationError(f"the calibration {path} is damaged: {place}: {wrong['msg']}; calibrate again") from None
+        raise QuantizationError(
+            f"the calibration {path} is damaged: {place}: {wrong['msg']}; calibrate again"
+        ) from None
     for what, found, expected in (
         ("checkpoint", calibration.checkpoint, fingerprint),
         ("policy", calibration.policy, calibration_digest(decisions, attention)),
@@ -167,8 +173,9 @@ def _say_cost(denoiser: Denoiser, work: list[Batch]) -> None:
     rows = 2 * len(work[0].texts["prompt_embeds"])
     sizes = ", ".join(dict.fromkeys(f"{height}x{width}" for height, width in (batch.size for batch in work)))
     print(
-        f"calibration: {len(work)} batches × {len(work[0].timesteps)} steps = {calls} calls of the MMDiT with "
-        f"{rows} rows (prompts and negative prompts) at {sizes}: about {seconds:.0f} s on {device().type.upper()}",
+        f"calibration: {len(work)} batches × {len(work[0].timesteps)} steps = {calls} calls of the MMDiT, "
+        f"{rows} rows each (prompts and negative prompts) at {sizes}: about {seconds:.0f} s on "
+        f"{device().type.upper()}",
         flush=True,
     )
 

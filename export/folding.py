@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# 2^15 is the largest power of two in FP16, and what CLIP's output is multiplied by in the graph.
-LARGEST_POWER = 15
+from export.remedies import LARGEST_POWER
+
 SMALLEST_NORMAL = 2.0**-14  # of FP16; below it, values lose digits
 
 
@@ -48,17 +48,18 @@ def fold(module: nn.Module, stream: Stream, power: int) -> None:
         module.register_forward_hook(lambda _, __, output: (output[0] * 2.0**power, *output[1:]))
 
 
-def sunk_weights(stream: Stream, power: int) -> dict[str, float]:
-    """Weight → the share of its values that the fold takes from FP16's normal to its subnormal range.
+def sunk_weights(stream: Stream) -> dict[str, list[float]]:
+    """Weight → for each power from 1, the share of its values that a fold takes from FP16's normal range.
 
-    Weights that lose none are left out.
+    The range ends at 2^-14; what is below has lost digits without a fold.
     """
     shares = {}
     for name, weight in stream.weights.items():
-        magnitude = weight.abs()
-        sunk = (magnitude >= SMALLEST_NORMAL) & (magnitude < SMALLEST_NORMAL * 2.0**power)
-        shares[name] = float(sunk.float().mean())
-    return {name: share for name, share in shares.items() if share}
+        binades_above = torch.frexp(weight.float()).exponent[weight != 0] + 13  # 2^-14 is 0.5 · 2^-13
+        binades_above = binades_above[(binades_above >= 0) & (binades_above < LARGEST_POWER)]
+        counts = torch.bincount(binades_above, minlength=LARGEST_POWER)
+        shares[name] = (counts.cumsum(0) / max(weight.numel(), 1)).tolist()
+    return shares
 
 
 def _stream(

@@ -110,7 +110,9 @@ def attention(
     if causal:
         tokens = int(query.shape[-2])
         lowest = torch.finfo(scores.dtype).min
-        scores = scores + torch.full((tokens, tokens), lowest, dtype=scores.dtype).triu(1)
+        scores = scores + torch.full((tokens, tokens), lowest, dtype=scores.dtype, device=scores.device).triu(
+            1
+        )
     weights = scores.softmax(-1)
     return (weights if quantizers is None else quantizers["s"](weights)) @ value
 
@@ -146,7 +148,9 @@ def explicit_attention(quantizers: Mapping[str, Callable[[Tensor], Tensor]] | No
         is_causal: bool = False,
         scale: float | None = None,
     ) -> Tensor:
-        return attention(query, key, value, scale=scale, bias=attn_mask, causal=is_causal, quantizers=quantizers)
+        return attention(
+            query, key, value, scale=scale, bias=attn_mask, causal=is_causal, quantizers=quantizers
+        )
 
     with mock.patch("torch.nn.functional.scaled_dot_product_attention", replacement):
         yield

@@ -37,7 +37,7 @@ def write_onnx(
 def check_finite(component: str, module: nn.Module) -> None:
     """Raise CheckpointError naming the first weight that FP16 cannot hold."""
     for name, weight in module.named_parameters():
-        if not torch.isfinite(weight).all():
+        if not torch.isfinite(weight.half()).all():
             raise CheckpointError(
                 f"{component}: {name} has values that are not finite in FP16 (largest is 65504)"
             )

@@ -81,7 +81,9 @@ class Policy(BaseModel):
         decisions = {name: next((r for r in self.rules if r.matches(name)), None) for name in names}
         undecided = [name for name, rule in decisions.items() if rule is None]
         if undecided:
-            raise QuantizationError(f"no rule of the policy matches {undecided[0]}: end it with a rule for '.*'")
+            raise QuantizationError(
+                f"no rule of the policy matches {undecided[0]}: end it with a rule for '.*'"
+            )
         return {name: rule for name, rule in decisions.items() if rule is not None}
 
     def attention_on(self, target: str) -> AttentionPrecision:
@@ -132,5 +134,6 @@ def _read(path: Path) -> Policy:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"]))
         raise QuantizationError(
-            f"the policy {path}: {place} is {wrong['input']!r}: {wrong['msg']}; export/policy.toml shows the form"
+            f"the policy {path}: {place} is {wrong['input']!r}: {wrong['msg']}; "
+            "export/policy.toml shows the form"
         ) from None

@@ -25,7 +25,7 @@ _PRODUCTS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
 _SOFTMAX = "softmax_quantizer"
 
 
-class QuantizedAttention(QuantModule):  # type: ignore[misc]
+class QuantizedAttention(QuantModule):
     """Attention whose two products take quantized operands: all of q, k, v and softmax, or none of them.
 
     ModelOpt mixes it into diffusers' Attention in place of its own, which quantizes the softmax alone
@@ -93,7 +93,8 @@ def set_ranges(transformer: SD3Transformer2DModel, ranges: Mapping[str, float]) 
     quantizers = input_quantizers(transformer)
     if missing := sorted(quantizers.keys() - ranges.keys()):
         raise QuantizationError(
-            f"{missing[0]}: the calibration has no range for it ({len(missing)} missing in all): calibrate again"
+            f"{missing[0]}: the calibration has no range for it ({len(missing)} missing in all): "
+            "calibrate again"
         )
     if unknown := sorted(ranges.keys() - quantizers.keys()):
         raise QuantizationError(

@@ -3,12 +3,17 @@
 The overflow scan finds them (`export.scan`); they are applied to the loaded module before it is traced.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from typing import TYPE_CHECKING
 
-from export.folding import LARGEST_POWER, fold, streams
-from export.islands import make_island
+from pydantic import BaseModel, ConfigDict, Field
+
 from mmdit.errors import QuantizationError
+
+if TYPE_CHECKING:  # what is up to date is told without torch
+    from torch import nn
+
+# 2^15 is the largest power of two in FP16, and what CLIP's output is multiplied by in the graph.
+LARGEST_POWER = 15
 
 
 class Fold(BaseModel):
@@ -45,6 +50,26 @@ class Remedies(BaseModel):
     def __bool__(self) -> bool:
         return bool(self.folds or self.islands)
 
+    def listed(self) -> list[dict[str, object]]:
+        """Each remedy with its place, and the magnitude that called for it."""
+        folds = [
+            {
+                "remedy": f"2^-{fold.power} folded into the residual stream",
+                "place": fold.stream,
+                **fold.model_dump(include={"tensor", "magnitude", "reason"}),
+            }
+            for fold in self.folds
+        ]
+        islands = [
+            {
+                "remedy": "FP32 island",
+                "place": island.module,
+                **island.model_dump(include={"tensor", "magnitude", "reason"}),
+            }
+            for island in self.islands
+        ]
+        return folds + islands
+
     def island_around(self, path: str) -> Island | None:
         """The island that holds the submodule at `path`, if one does."""
         for island in self.islands:
@@ -53,12 +78,15 @@ class Remedies(BaseModel):
         return None
 
 
-def apply_remedies(component: str, module: nn.Module, remedies: Remedies) -> None:
+def apply_remedies(component: str, module: "nn.Module", remedies: Remedies) -> None:
     """Change a component's module (of `export.modules.load_module`, any dtype) in place.
 
     In FP32 the outputs stay the same to the last bit. Raises QuantizationError for a stream or a
     submodule that the component lacks: the remedies were made for another model.
     """
+    from export.folding import fold, streams
+    from export.islands import make_island
+
     surrounding = next(module.parameters()).dtype
     found = streams(component, module)
     for remedy in remedies.folds:

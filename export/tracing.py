@@ -120,7 +120,9 @@ def _hollowed(module: nn.Module) -> dict[str, Tensor]:
                 weights[f"{path}.{name}" if path else name] = tensor.detach()
                 if tensor.is_floating_point():
                     hollow: Tensor = torch.full((), torch.nan, dtype=tensor.dtype).expand(tensor.shape)
-                    store[name] = nn.Parameter(hollow, requires_grad=False) if store is part._parameters else hollow
+                    store[name] = (
+                        nn.Parameter(hollow, requires_grad=False) if store is part._parameters else hollow
+                    )
     return weights
 
 
@@ -160,7 +162,11 @@ def _fold_constants(model: onnx.ModelProto) -> None:
     for node in graph.node:
         if node.op_type == "Constant":
             known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        elif node.domain == "" and len(node.output) == 1 and all(name in known or not name for name in node.input):
+        elif (
+            node.domain == ""
+            and len(node.output) == 1
+            and all(name in known or not name for name in node.input)
+        ):
             value = ReferenceEvaluator(node).run(None, {name: known[name] for name in node.input if name})[0]
             if value.nbytes > _FOLDED_BYTES:
                 continue

@@ -96,5 +96,9 @@ def save(graph: Graph, path: Path, label: str) -> None:
 def _bytes(tensor: TensorProto) -> int:
     if tensor.raw_data:
         return len(tensor.raw_data)
-    size = 1 if tensor.data_type == TensorProto.FLOAT8E4M3FN else onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    size = (
+        1
+        if tensor.data_type == TensorProto.FLOAT8E4M3FN
+        else onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    )
     return size * int(np.prod(tensor.dims, dtype=np.int64))
