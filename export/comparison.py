@@ -1,8 +1,8 @@
-"""What quantizing does to the MMDiT: its velocity on reference trajectories, and the pictures at their end."""
+"""What quantizing does to the MMDiT: its velocity on reference trajectories, the pictures at their end."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from export.modules import VaeDecoder, load_module
@@ -24,14 +25,15 @@ _BATCH = 8  # prompts at a time
 _ROWS = ("negative prompt", "prompt")  # the pipeline's order with guidance
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(BaseModel):
     """The difference from the reference.
 
     `velocity_error`: ‖v − v₀‖ / ‖v₀‖, root mean square over timesteps and rows; `cosine_distance`:
     1 − cos(v, v₀), mean over the same; `by_timestep`: the velocity's error by timestep and kind of row;
     `ssim` of each picture.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     velocity_error: float
     cosine_distance: float
@@ -43,9 +45,9 @@ class Damage:
         """Over the pictures."""
         return float(np.mean(self.ssim))
 
-    def as_json(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """For `sensitivity.json`."""
-        return {**asdict(self), "mean_ssim": self.mean_ssim, "minimum_ssim": min(self.ssim)}
+        return {**self.model_dump(), "mean_ssim": self.mean_ssim, "minimum_ssim": min(self.ssim)}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from mmdit.family import Family
 
 BY = ("role", "block")
 
+_Rules = tuple[tuple[str, LayerPrecision], ...]
 _FP8, _WEIGHTS = LayerPrecision.FP8, LayerPrecision.FP8_WEIGHTS
 _BLOCK = r"transformer_blocks\.\d+\."
 _ADALN = _BLOCK + r"norm1(_context)?\.linear"
-ADALN_WEIGHTS = "AdaLN, FP8 weights"
+ADALN_WEIGHTS, ADALN_BOTH = "AdaLN, FP8 weights", "AdaLN, FP8 both"
 ATTENTION_PRODUCTS = "attention's products"
 
 # Name, pattern, precision: what the policy may decide by itself, cut by the role in the block.
@@ -30,7 +31,7 @@ _ROLES = (
     ("feed-forward out", _BLOCK + r"ff\.net\.2", _FP8),
     ("feed-forward, context", _BLOCK + r"ff_context\.net\.(0\.proj|2)", _FP8),
     (ADALN_WEIGHTS, _ADALN, _WEIGHTS),
-    ("AdaLN, FP8 both", _ADALN, _FP8),
+    (ADALN_BOTH, _ADALN, _FP8),
     ("context embedder", "context_embedder", _FP8),
     ("timestep and text embedders", r"time_text_embed\..+", _FP8),
     ("final norm's modulation", r"norm_out\.linear", _FP8),
@@ -52,21 +53,26 @@ class Group:
     """
 
     name: str
-    rules: tuple[tuple[str, LayerPrecision], ...]
+    rules: _Rules
     layers: Mapping[str, LayerPrecision]
     attention: bool
     flops: int
     weight_bytes_saved: int
 
 
-def layer_groups(family: Family, linears: Mapping[str, tuple[int, int]], by: str = "role") -> list[Group]:
-    """The groups that the checkpoint has, by "role" or by "block"; attention's products come last.
+def layer_groups(
+    family: Family, linears: Mapping[str, tuple[int, int]], candidates: Iterable[str], by: str = "role"
+) -> list[Group]:
+    """The groups of `candidates`, by "role" or by "block"; attention's products come last.
 
-    `linears`: layer → (output, input) features. By role AdaLN stands twice, for either precision; by
-    block it has FP8 weights. Raises QuantizationError for another `by`.
+    `linears`: layer of the checkpoint → (output, input) features. By role AdaLN stands twice, for either
+    precision; by block it has FP8 weights. Raises QuantizationError for another `by`.
     """
+    candidates = set(candidates)
     if by == "role":
-        named = [(name, ((pattern, precision),)) for name, pattern, precision in _ROLES]
+        named: list[tuple[str, _Rules]] = [
+            (name, ((pattern, precision),)) for name, pattern, precision in _ROLES
+        ]
     elif by == "block":
         blocks = sorted(
             {int(name.split(".")[1]) for name in linears if name.startswith("transformer_blocks.")}
@@ -87,7 +93,7 @@ def layer_groups(family: Family, linears: Mapping[str, tuple[int, int]], by: str
     flops = layer_flops(family, linears)
     groups = []
     for name, rules in named:
-        layers = _matched(rules, linears)
+        layers = _matched(rules, candidates)
         if layers:
             saved = sum(linears[layer][0] * linears[layer][1] for layer in layers)
             groups.append(Group(name, rules, layers, False, sum(flops[layer] for layer in layers), saved))
@@ -156,12 +162,10 @@ def _tokens(family: Family, layer: str) -> int:
     return family.context_tokens if _CONTEXT.fullmatch(layer) else image_tokens(family)
 
 
-def _matched(
-    rules: Iterable[tuple[str, LayerPrecision]], linears: Mapping[str, tuple[int, int]]
-) -> dict[str, LayerPrecision]:
+def _matched(rules: _Rules, candidates: Iterable[str]) -> dict[str, LayerPrecision]:
     layers: dict[str, LayerPrecision] = {}
     for pattern, precision in rules:
-        for name in linears:
+        for name in candidates:
             if re.fullmatch(pattern, name):
                 layers.setdefault(name, precision)
     return layers

@@ -12,15 +12,15 @@ def draw_sensitivity(
 ) -> None:
     """Draw horizontal bars of the velocity's error, the worst at the top, on a log axis, as PNG.
 
-    `groups` and `sets` as in `sensitivity.json`; a dot is 1 − mean SSIM, the text beside it the share of
-    the FLOPs.
+    `groups` and `sets` as in `sensitivity.json`; a dot is 1 − mean SSIM, the text beside it the
+    shares of all FLOPs and of the linear layers' weights that FP8 takes over.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     bars = [*sets, *groups]
-    figure = Figure(figsize=(9, 1.7 + 0.34 * len(bars)), dpi=100)
+    figure = Figure(figsize=(8, 1.7 + 0.34 * len(bars)), dpi=100)
     axes = figure.subplots()
     places = [*range(len(sets)), *(len(sets) + 0.5 + index for index in range(len(groups)))]
     errors = [max(entry["damage"]["velocity_error"], 1e-6) for entry in bars]
@@ -36,7 +36,12 @@ def draw_sensitivity(
     for place, entry in zip(places, bars, strict=True):
         axes.text(1.02, place, _gain(entry), transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.text(
-        1.02, -1.0, "FP8 share of\nall FLOPs", transform=axes.get_yaxis_transform(), va="bottom", fontsize=9
+        1.02,
+        -1.0,
+        "in FP8, of all\nFLOPs · weights",
+        transform=axes.get_yaxis_transform(),
+        va="bottom",
+        fontsize=9,
     )
     axes.grid(axis="x", which="major", color="0.88")
     axes.set_axisbelow(True)
@@ -62,5 +67,14 @@ def draw_sensitivity(
 
 
 def _gain(entry: dict[str, Any]) -> str:
-    share = entry["flops_share"]
-    return f"{share:.1%}" if share >= 0.0005 or not share else "< 0.1%"
+    return f"{_percent(entry['flops_share'])} · {_percent(entry['weights_share'])}"
+
+
+def _percent(share: float) -> str:
+    return (
+        "< 0.1 %"
+        if 0 < share < 0.0005
+        else f"{100 * share:.1f} %"
+        if share < 0.0995
+        else f"{100 * share:.0f} %"
+    )

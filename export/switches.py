@@ -86,4 +86,5 @@ def _scale(layer: Any, *, per_channel: bool) -> None:
     quantizer.reset_amax()
     quantizer.axis = 0 if per_channel else None
     with torch.no_grad():
-        quantizer.amax = representable(amax)
+        # on the CPU: not every device finds the next FP16 number
+        quantizer.amax = representable(amax.cpu()).to(layer.weight.device)
