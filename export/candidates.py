@@ -55,7 +55,7 @@ def candidate_ranges(
     settings: CalibrationSettings,
     kept: Path,
 ) -> dict[str, float]:
-    """Quantizer → the largest magnitude that it saw; calibrated, or from `kept` when it has the same calibration.
+    """Quantizer → the largest magnitude that it saw; from `kept` when the same calibration lies there.
 
     Raises QuantizationError for a tensor that is not finite.
     """

@@ -20,7 +20,7 @@ def draw_sensitivity(
     from matplotlib.patches import Patch
 
     bars = [*sets, *groups]
-    figure = Figure(figsize=(8, 1.7 + 0.34 * len(bars)), dpi=100)
+    figure = Figure(figsize=(7.0, 1.7 + 0.34 * len(bars)), dpi=100)
     axes = figure.subplots()
     places = [*range(len(sets)), *(len(sets) + 0.5 + index for index in range(len(groups)))]
     errors = [max(entry["damage"]["velocity_error"], 1e-6) for entry in bars]

@@ -1,4 +1,4 @@
-"""The sensitivity study: one group of layers in FP8 at a time, its damage and its gain; the policy of a budget."""
+"""The sensitivity study: one group of layers in FP8 at a time, damage beside gain; a budget's policy."""
 
 import json
 import shutil
@@ -53,8 +53,10 @@ def damaged(tmp_path_factory):
     for shard in (folder / "transformer").glob("*.safetensors"):
         tensors = load_file(shard)
         if f"{DAMAGED}.weight" in tensors:
+            tensors[f"{DAMAGED}.weight"] = tensors[f"{DAMAGED}.weight"].float()
             tensors[f"{DAMAGED}.weight"][0, 0] = 4e5
         if f"{DAMAGED}.bias" in tensors:
+            tensors[f"{DAMAGED}.bias"] = tensors[f"{DAMAGED}.bias"].float()
             tensors[f"{DAMAGED}.bias"][0] = -1e9
         save_file(tensors, shard, metadata={"format": "pt"})
     return folder
@@ -62,7 +64,8 @@ def damaged(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def family(miniature):
-    return family_from_checkpoint(miniature, name="miniature")
+    """With a short context: a third of the work."""
+    return family_from_checkpoint(miniature, name="miniature", t5_tokens=16)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +106,8 @@ def ranges(studied):
 
 
 @pytest.fixture(scope="module")
-def switches(damaged, decisions, ranges):
-    module = load_module("mmdit", damaged, torch.float32)
+def switches(miniature, decisions, ranges):
+    module = load_module("mmdit", miniature, torch.float32)
     return Switches(module.model, candidate_rules(decisions), ranges)
 
 
@@ -129,7 +132,7 @@ def test_a_group_that_was_damaged_on_purpose_ranks_first(result):
     assert worst["name"] == "feed-forward in" and errors[0] > 2 * errors[1]
     assert len(worst["damage"]["by_timestep"]) == len(result["timesteps"]) == 2
     for rows in worst["damage"]["by_timestep"].values():
-        assert rows.keys() == {"prompt", "negative prompt"} and min(rows.values()) > 0.05
+        assert rows.keys() == {"prompt", "negative prompt"} and min(rows.values()) > 0.01
 
 
 def test_by_block_the_block_of_the_damaged_layer_ranks_first(run, studied, tmp_path_factory):
@@ -202,20 +205,20 @@ def test_the_quantizers_of_other_groups_are_off_while_one_is_measured(miniature,
         assert on == sorted(f"{layer}.{kind}_quantizer" for layer in group.layers for kind in kinds)
 
 
-def test_with_all_switches_off_the_velocity_is_the_modules_own(damaged, switches, inputs):
+def test_with_all_switches_off_the_velocity_is_the_modules_own(miniature, switches, inputs):
     """To the last bit: the reference needs no second copy of the weights."""
     switches.set({}, attention=False)
-    plain = load_module("mmdit", damaged, torch.float32).model
+    plain = load_module("mmdit", miniature, torch.float32).model
     with torch.no_grad():
         assert torch.equal(switches.transformer(**inputs).sample, plain(**inputs).sample)
 
 
-def test_the_study_measures_the_arithmetic_that_is_exported(damaged, decisions, switches, ranges, inputs):
+def test_the_study_measures_the_arithmetic_that_is_exported(miniature, decisions, switches, ranges, inputs):
     """The policy on the switches, after AdaLN had one scale, gives the exported module's velocity."""
     switches.set(dict.fromkeys(decisions, LayerPrecision.FP8), attention=True)
     switches.set({name: rule.precision for name, rule in decisions.items()}, attention=False)
     own = {name: ranges[name] for name in calibrated_layers(decisions)}
-    exported = quantized_module(damaged, decisions, FP16, Remedies(), own, torch.float32).model
+    exported = quantized_module(miniature, decisions, FP16, Remedies(), own, torch.float32).model
     with torch.no_grad():
         assert torch.equal(switches.transformer(**inputs).sample, exported(**inputs).sample)
 
