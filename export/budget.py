@@ -95,8 +95,8 @@ def policy_header(result: Mapping[str, Any]) -> list[str]:
     """What was measured, as lines of at most 110 characters; `result` as in `sensitivity.json`."""
     found = result["proposal"]
     lines = [
-        f"Proposed by the sensitivity study of {result['model']}, {len(result['prompts'])} pictures of "
-        f"{result['steps']} steps.",
+        f"Proposed by the sensitivity study of {result['model']} (pictures: {len(result['prompts'])}, "
+        f"steps: {result['steps']}).",
         f"Mean SSIM: {found['mean_ssim']:.5f} measured, {found['budget']} asked. In FP8: "
         f"{found['linear_flops_share']:.1%} of the linear FLOPs, {found['flops_share']:.1%} of all,",
         f"{found['weights_share']:.1%} of the linear layers' weights.",

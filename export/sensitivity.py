@@ -146,7 +146,7 @@ def study(
         print("\n".join(header), flush=True)
     (folder / SENSITIVITY_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     draw_sensitivity(
-        f"{family.name}: one group in FP8 at a time ({len(pairs)} pictures of {steps} steps)",
+        f"{family.name}: one group in FP8 at a time (pictures: {len(pairs)}, steps: {steps})",
         result["groups"],
         result["sets"],
         folder / CHART_FILE,

@@ -16,7 +16,6 @@ def draw_sensitivity(
     shares of all FLOPs and of the linear layers' weights that FP8 takes over.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     bars = [*sets, *groups]
@@ -30,7 +29,9 @@ def draw_sensitivity(
     axes.barh(places, errors, color=colours, height=0.68)
     axes.plot(losses, places, "o", color="black", markersize=4.5)
     low, high = min(*errors, *losses) / 2, max(*errors, *losses) * 1.5
-    axes.set(xscale="log", xlim=(low, high), xlabel="relative error of the velocity; 1 − mean SSIM")
+    axes.set(
+        xscale="log", xlim=(low, high), xlabel="bars: relative error of the velocity; dots: 1 − mean SSIM"
+    )
     axes.set_yticks(places, [entry["name"] for entry in bars], fontsize=10)
     axes.invert_yaxis()
     for place, entry in zip(places, bars, strict=True):
@@ -50,14 +51,13 @@ def draw_sensitivity(
     axes.set_title(title, fontsize=11, loc="left", pad=34)
     axes.legend(
         handles=[
-            Patch(color=_FP8, label="FP8, error of the velocity"),
+            Patch(color=_FP8, label="FP8"),
             Patch(color=_WEIGHTS, label="FP8 weights only"),
             Patch(color=_OTHER, label="together"),
-            Line2D([], [], marker="o", linestyle="", color="black", markersize=4.5, label="1 − mean SSIM"),
         ],
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=4,
+        ncols=3,
         frameon=False,
         fontsize=9,
         handlelength=1.2,
