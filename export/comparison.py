@@ -20,7 +20,7 @@ from mmdit.family import Family
 from mmdit.progress import Progress
 
 Picture = NDArray[np.uint8]
-_TIMESTEPS = 5  # at which the velocity is compared
+_TIMESTEPS = 5  # at which the velocity is compared: in the middle of as many parts of the trajectory
 _BATCH = 8  # prompts at a time
 _ROWS = ("negative prompt", "prompt")  # the pipeline's order with guidance
 
@@ -83,7 +83,8 @@ class Comparison:
         vae = load_module("vae_decoder", checkpoint, dtype())
         assert isinstance(vae, VaeDecoder)
         self._vae: AutoencoderKL = vae.model.to(device())
-        chosen = sorted({round(index) for index in np.linspace(0, steps - 1, min(_TIMESTEPS, steps))})
+        count = min(_TIMESTEPS, steps)
+        chosen = [int((part + 0.5) * steps / count) for part in range(count)]
         self._calls: list[_Call] = []
         self._pictures: list[Picture] = []
         with Progress("reference", len(self._work) * steps, "steps of a batch") as progress:
