@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from export.comparison import Damage
 from export.groups import ADALN_BOTH, ADALN_WEIGHTS, Group
 from export.policy import AttentionPrecision, LayerPrecision
 from mmdit.errors import QuantizationError
+
+if TYPE_CHECKING:  # a budget is checked without torch
+    from export.comparison import Damage
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Proposal:
     budget: float
     kept: tuple[Group, ...]
     taken_out: tuple[Group, ...]
-    damage: Damage
+    damage: "Damage"
     tried: tuple[float, ...]
 
 
@@ -40,8 +42,8 @@ def combinable(groups: Sequence[Group], attention: AttentionPrecision) -> list[G
 
 def propose(
     groups: Sequence[Group],
-    alone: Mapping[str, Damage],
-    measure: Callable[[Sequence[Group]], Damage],
+    alone: "Mapping[str, Damage]",
+    measure: "Callable[[Sequence[Group]], Damage]",
     budget: float,
 ) -> Proposal:
     """Start from every group in FP8, and take out the worst for its FLOPs until the budget is reached.
@@ -68,7 +70,7 @@ def propose(
     )
 
 
-def policy_text(proposal: Proposal, alone: Mapping[str, Damage], header: Sequence[str]) -> str:
+def policy_text(proposal: Proposal, alone: "Mapping[str, Damage]", header: Sequence[str]) -> str:
     """The proposal in the form of export/policy.toml; `header` becomes the comment at its top."""
     attention = any(group.attention for group in proposal.kept)
     lines = [*(f"# {line}" for line in header), ""]
@@ -110,7 +112,7 @@ def policy_header(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _priority(group: Group, damage: Damage, budget: float) -> tuple[int, float]:
+def _priority(group: Group, damage: "Damage", budget: float) -> tuple[int, float]:
     """What is taken out first has the highest."""
     if group.name == ADALN_WEIGHTS:
         return (1 if damage.mean_ssim < budget else -1, 0.0)

@@ -9,26 +9,16 @@ import pytest
 import export.quiet  # noqa: F401  isort: skip
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from export import sensitivity
-from export.budget import combinable, propose
+from export.budget import propose
 from export.calibration import CALIBRATION_FILE
 from export.candidates import candidate_rules
 from export.checkpoint import MINIATURE, linears
 from export.comparison import Comparison, Damage
 from export.fp8_from_calibration import quantized_module
-from export.groups import (
-    ADALN_WEIGHTS,
-    Group,
-    attention_flops,
-    fp8_shares,
-    layer_flops,
-    layer_groups,
-    quantized,
-)
-from export.modules import explicit_attention, load_module
+from export.groups import ADALN_WEIGHTS, Group, fp8_shares, layer_groups, quantized
+from export.modules import load_module
 from export.policy import AttentionPrecision, LayerPrecision, calibrated_layers, read_policy
 from export.prompts import CalibrationSettings
 from export.remedies import Remedies
@@ -149,48 +139,6 @@ def test_what_was_measured_is_not_measured_again(run, studied, monkeypatch):
     assert (studied / SENSITIVITY_FILE).read_bytes() == before
 
 
-def test_a_layers_flops_are_those_of_its_real_shapes(miniature, family, inputs):
-    """Two for each multiplication of each token, counted by hooks at the default size."""
-    model = load_module("mmdit", miniature, torch.float32).model
-    counted = {}
-
-    def count(name):
-        def hook(layer, given, output):
-            counted[name] = 2 * output.numel() * layer.in_features
-
-        return hook
-
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_hook(count(name))
-    with torch.no_grad(), explicit_attention(), FlopCounterMode(display=False) as counter:
-        model(**inputs)
-    assert layer_flops(family, linears(miniature)) == counted
-    products = counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
-    assert attention_flops(family, linears(miniature)) == products
-
-
-@pytest.mark.parametrize("by", ["role", "block"])
-def test_every_layer_is_in_a_group_and_those_of_a_policy_share_none(miniature, family, by):
-    """AdaLN alone stands twice by role, for its two precisions."""
-    shapes = linears(miniature)
-    groups = layer_groups(family, shapes, shapes, by)
-    assert groups[-1].attention
-    together = combinable(groups, FP8)
-    layers = [layer for group in together for layer in group.layers]
-    assert sorted(layers) == sorted(shapes)
-    assert sum(group.flops for group in together if not group.attention) == sum(
-        layer_flops(family, shapes).values()
-    )
-
-
-def test_only_groups_that_the_checkpoint_has_are_there(miniature, family):
-    """SD3.5 Large has no second attention."""
-    shapes = {name: shape for name, shape in linears(miniature).items() if ".attn2." not in name}
-    names = [group.name for group in layer_groups(family, shapes, shapes)]
-    assert "attention q, k, v" in names and "second attention" not in names
-
-
 def test_the_quantizers_of_other_groups_are_off_while_one_is_measured(miniature, family, switches):
     """Whatever was measured before; FP8 weights have no quantizer of their input."""
     shapes = linears(miniature)
@@ -221,6 +169,14 @@ def test_the_study_measures_the_arithmetic_that_is_exported(miniature, decisions
     exported = quantized_module(miniature, decisions, FP16, Remedies(), own, torch.float32).model
     with torch.no_grad():
         assert torch.equal(switches.transformer(**inputs).sample, exported(**inputs).sample)
+
+
+def test_without_guidance_the_rows_with_a_prompt_alone_are_compared(miniature):
+    """A transformer that nobody changed has no damage."""
+    turbo = family_from_checkpoint(miniature, variant="large-turbo", t5_tokens=16)
+    model = load_module("mmdit", miniature, torch.float32).model
+    found = Comparison(turbo, miniature, model, [("a small blue cross", "")], 1, 0).measure()
+    assert found.by_timestep == {"1000.0": {"prompt": 0.0}} and found.ssim == (1.0,)
 
 
 def test_the_proposed_policy_is_read_and_quantizes_what_it_says(damaged, family, studied, result):
