@@ -59,7 +59,8 @@ class FileGraph:
         for node in self.nodes:
             for name in node.input:
                 self.readers[name].append(node)
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.constants = dict(self.stored)
         for node in self.nodes:
             if node.op_type == "Constant":
                 self.constants[node.output[0]] = node.attribute[0].t
@@ -126,7 +127,7 @@ class FileGraph:
         linears = {linear.weight.name for linear in self.linears().values()}
         return sum(
             int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            for name, tensor in self.constants.items()
+            for name, tensor in self.stored.items()
             if name not in linears and not name.endswith("/scale")
         )
 
@@ -172,8 +173,12 @@ def scale_type(graph: FileGraph) -> Finding:
     nodes = list(graph.pairs())
     broken = []
     for node in nodes:
-        high = node.input[0] if node.op_type == "QuantizeLinear" else node.output[0]
-        if graph.types.get(high) != graph.types.get(node.input[1]):
+        if node.op_type == "QuantizeLinear":
+            beside = [node.input[0]]
+        else:  # its output has the scale's type, and the other operand of the product must have it too
+            beside = [name for reader in graph.readers[node.output[0]] for name in reader.input]
+            beside = [name for name in beside if graph.types.get(name) != TensorProto.INT64]
+        if any(graph.types.get(name) != graph.types[node.input[1]] for name in beside):
             broken.append(node.name)
     return Finding(len(nodes), broken)
 
@@ -205,7 +210,7 @@ def quantize_before_dequantize(graph: FileGraph) -> Finding:
         readers = graph.readers[node.output[0]]
         same = all(
             reader.op_type == "DequantizeLinear"
-            and np.array_equal(numpy_helper.to_array(graph.constants[reader.input[1]]), scale)
+            and np.array_equal(numpy_helper.to_array(graph.constants[reader.input[1]]), scale, equal_nan=True)
             for reader in readers
         )
         if not readers or not same:

@@ -28,7 +28,7 @@ def calibration() -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def build(miniature: Path, calibration: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """The miniature's exported artifacts: a short scan, FP16 ONNX files, a short calibration, the FP8 MMDiT."""
+    """The miniature's artifacts: a short scan, FP16 ONNX files, a short calibration, the FP8 MMDiT."""
     from export.stages import Export
 
     export = Export(str(miniature), tmp_path_factory.mktemp("build"))
