@@ -16,6 +16,7 @@ from torch import Tensor
 
 from export.modules import VaeDecoder, load_module
 from export.trajectories import Batch, Denoiser, device, dtype
+from mmdit.errors import QuantizationError
 from mmdit.family import Family
 from mmdit.progress import Progress
 
@@ -63,7 +64,8 @@ class Comparison:
     """Reference trajectories and pictures; `measure` runs the transformer as it is then, from the same noise.
 
     The reference is the transformer as it was when this was made. `steps` is the number of denoising
-    steps; both kinds of rows are compared when the family uses guidance.
+    steps; both kinds of rows are compared when the family uses guidance. Raises QuantizationError for a
+    velocity that is not finite.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Comparison:
         errors: dict[tuple[float, str], list[float]] = {}
         distances = []
         for call in self._calls:
-            velocity = self._transformer(**call.arguments)[0]
+            velocity = _finite(self._transformer(**call.arguments)[0])
             kinds = _ROWS if self._guided else _ROWS[1:]
             rows = zip(
                 kinds,
@@ -142,7 +144,7 @@ class Comparison:
         def record(_: Any, __: Any, arguments: dict[str, Any], output: tuple[Tensor, ...]) -> None:
             nonlocal step
             if step in chosen:
-                calls.append(_Call(round(batch.timesteps[step], 3), arguments, output[0]))
+                calls.append(_Call(round(batch.timesteps[step], 3), arguments, _finite(output[0])))
             step += 1
 
         handle = self._transformer.register_forward_hook(record, with_kwargs=True)
@@ -180,6 +182,15 @@ def similarity(one: Picture, other: Picture) -> float:
             use_sample_covariance=False,
         )
     )
+
+
+def _finite(velocity: Tensor) -> Tensor:
+    if not torch.isfinite(velocity).all():
+        raise QuantizationError(
+            "the MMDiT's velocity is not finite, expected numbers that its dtype holds: scan the checkpoint "
+            "for overflow (`make onnx`), and study it with the remedies"
+        )
+    return velocity
 
 
 def _work(

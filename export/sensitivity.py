@@ -11,7 +11,7 @@ from typing import Any
 
 import export.quiet  # noqa: F401  isort: skip
 
-from export.budget import check_budget, combinable, policy_header, policy_text, propose
+from export.budget import Proposal, check_budget, combinable, policy_header, policy_text, propose
 from export.candidates import candidate_ranges, candidate_rules, ranges_manifest
 from export.checkpoint import MINIATURE, linears
 from export.comparison import Comparison, Damage
@@ -68,7 +68,9 @@ def study(
     candidates = candidate_rules(decisions)
     groups = layer_groups(family, shapes, candidates, by)
     pairs = list(_prompts(checkpoint, pictures) if prompts is None else prompts)
-    steps = steps or family.steps
+    steps = family.steps if steps is None else steps
+    if steps < 1:
+        raise QuantizationError(f"{steps} steps were asked for: expected 1 or more")
     kept = folder.parent / KEPT
     calibration = ranges_manifest(family, fingerprint, candidates, remedies, settings)
     ranges = candidate_ranges(family, checkpoint, calibration, candidates, remedies, settings, kept)
@@ -119,28 +121,18 @@ def study(
     print("\n".join(_table(result)), flush=True)
     if budget is not None:
         allowed = combinable(groups, attention)
-        calls = (len(allowed) + 1) * comparison.calls
-        with Progress("searching", calls, "calls of the MMDiT at most") as progress:
-
-            def measure(kept: Sequence[Group]) -> Damage:
-                layers, products = quantized(kept)
-                return measured.damage(layers, attention=products, after_call=progress.advance)
-
-            proposal = propose(allowed, damages, measure, budget)
-            layers, products = quantized(proposal.kept)
-            result["proposal"] = {
-                "budget": budget,
-                "mean_ssim": proposal.damage.mean_ssim,
-                **_gain(family, shapes, layers, products),
-                "kept": [group.name for group in proposal.kept],
-                "taken_out": [group.name for group in proposal.taken_out],
-                "tried": proposal.tried,
-                "damage": proposal.damage.figures(),
-            }
-            if attention is AttentionPrecision.FP16:
-                more = measured.damage(layers, attention=True, after_call=progress.advance)
-                result["proposal"]["mean_ssim_with_attention"] = more.mean_ssim
-            progress.stop()
+        try_attention = attention is AttentionPrecision.FP16
+        proposal, more = _searched(allowed, damages, measured, budget, try_attention=try_attention)
+        result["proposal"] = {
+            "budget": budget,
+            "mean_ssim": proposal.damage.mean_ssim,
+            **_gain(family, shapes, *quantized(proposal.kept)),
+            "kept": [group.name for group in proposal.kept],
+            "taken_out": [group.name for group in proposal.taken_out],
+            "tried": proposal.tried,
+            "damage": proposal.damage.figures(),
+            **({"mean_ssim_with_attention": more.mean_ssim} if more else {}),
+        }
         header = policy_header(result)
         (folder / POLICY_FILE).write_text(policy_text(proposal, damages, header), encoding="utf-8")
         print("\n".join(header), flush=True)
@@ -170,6 +162,31 @@ def _prompts(checkpoint: Path, count: int) -> list[tuple[str, str]]:
     if not 1 <= count <= len(found):
         raise QuantizationError(f"{count} pictures were asked for: expected 1 to {len(found)}")
     return found[-count:]
+
+
+def _searched(
+    allowed: Sequence[Group],
+    damages: Mapping[str, Damage],
+    measured: Measurements,
+    budget: float,
+    *,
+    try_attention: bool,
+) -> tuple[Proposal, Damage | None]:
+    """The proposal; and what attention's products would add to its damage, where it may not have them."""
+    calls = (len(allowed) + try_attention) * measured.comparison.calls
+    with Progress("searching", calls, "calls of the MMDiT at most") as progress:
+
+        def measure(kept: Sequence[Group]) -> Damage:
+            layers, products = quantized(kept)
+            return measured.damage(layers, attention=products, after_call=progress.advance)
+
+        proposal = propose(allowed, damages, measure, budget)
+        more = None
+        if try_attention:
+            layers, _ = quantized(proposal.kept)
+            more = measured.damage(layers, attention=True, after_call=progress.advance)
+        progress.stop()
+    return proposal, more
 
 
 def _gain(

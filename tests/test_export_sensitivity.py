@@ -257,7 +257,7 @@ def test_a_budget_that_is_out_of_reach_is_refused_with_the_best_figure():
 
 
 @pytest.mark.parametrize(
-    "given", [{"budget": 0.0}, {"budget": 1.2}, {"budget": float("nan")}, {"by": "colour"}]
+    "given", [{"steps": 0}, {"budget": 0.0}, {"budget": 1.2}, {"budget": float("nan")}, {"by": "colour"}]
 )
 def test_what_cannot_be_studied_is_refused_before_anything_runs(run, tmp_path, monkeypatch, given):
     """A budget is a mean SSIM; groups are by role or block."""
