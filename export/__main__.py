@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from export.groups import BY
 from export.prompts import SCAN
 from export.stages import Export
 from mmdit.artifact import BUILD
@@ -30,6 +31,16 @@ def main() -> int:
             policy=arguments.policy,
             target=arguments.target,
             calibration=arguments.calibration,
+            **_given(arguments, "calibration"),
+        )
+    else:
+        export.sensitivity(
+            by=arguments.by,
+            budget=arguments.budget,
+            pictures=arguments.pictures,
+            steps=arguments.steps,
+            policy=arguments.policy,
+            target=arguments.target,
             **_given(arguments, "calibration"),
         )
     return 0
@@ -63,17 +74,42 @@ def _parsed() -> argparse.Namespace:
     fp8 = stages.add_parser(
         "fp8", parents=[common], help="calibrate; the MMDiT's FP8 ONNX file and its audit"
     )
-    fp8.add_argument("--policy", type=Path, metavar="FILE", help="rules that go before export/policy.toml's")
+    sensitivity = stages.add_parser(
+        "sensitivity",
+        parents=[common],
+        help="rank groups of layers by what FP8 does to them; propose a policy for a budget",
+    )
+    for parser_of_stage in (fp8, sensitivity):
+        _add_policy(parser_of_stage)
+        _add_settings(parser_of_stage, "calibration", prompts=128, steps=8, batch=16)
+    sensitivity.add_argument(
+        "--by", choices=BY, default="role", help="what a group is (default: %(default)s)"
+    )
+    sensitivity.add_argument(
+        "--budget",
+        type=float,
+        metavar="SSIM",
+        help="propose the policy with the most FLOPs in FP8 that reaches it",
+    )
+    sensitivity.add_argument(
+        "--pictures", type=int, default=8, metavar="N", help="to measure SSIM with (default: %(default)s)"
+    )
+    sensitivity.add_argument("--steps", type=int, metavar="N", help="of each picture (default: the model's)")
     fp8.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="a saved calibration.json: nothing is run"
+    )
+    return parser.parse_args()
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="rules that go before export/policy.toml's"
+    )
+    parser.add_argument(
         "--target",
         default="auto",
         help="whose entry of the policy's attention table holds (default: the table's default)",
     )
-    fp8.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="a saved calibration.json: nothing is run"
-    )
-    _add_settings(fp8, "calibration", prompts=128, steps=8, batch=16)
-    return parser.parse_args()
 
 
 def _add_settings(

@@ -138,11 +138,11 @@ def representable(amax: Tensor) -> Tensor:
     The file's scales are FP16. With ranges that FP16 rounds, one value in a hundred would fall on the
     other side of an E4M3 rounding there than here: 1 % of a layer's output.
     """
-    exact = amax.double() / E4M3_MAX
+    exact = amax.double().cpu() / E4M3_MAX
     scale = exact.half()
     above = torch.nextafter(scale, torch.full_like(scale, torch.inf))
     scale = torch.where(scale.double() < exact, above, scale)
-    return scale.float().clamp(min=_SMALLEST_SCALE) * E4M3_MAX
+    return (scale.float().clamp(min=_SMALLEST_SCALE) * E4M3_MAX).to(amax.device)
 
 
 def _enable(quantizer: str, axis: int | None = None) -> dict[str, object]:

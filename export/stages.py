@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from export.budget import check_budget
 from export.checkpoint import checkpoint_files, checkpoint_folder, linears
 from export.policy import (
     AttentionPrecision,
@@ -163,7 +164,7 @@ class Export:
                 {**self.hashes["mmdit"], **calibration_files},
                 _FP8_TOOLS,
                 component="mmdit",
-                policy=digest([[name, rule.model_dump(mode="json")] for name, rule in decisions.items()]),
+                policy=_policy_digest(decisions),
                 attention=attention.value,
                 remedies={name: each.model_dump(mode="json") for name, each in self.remedies.items()},
             ),
@@ -177,6 +178,64 @@ class Export:
             f"{found['all_flops_in_fp8']:.1%} of all; "
             f"weights take {found['weight_bytes'] / found['weight_bytes_fp16']:.1%} of FP16's bytes\n"
             f"  each layer: {shown(folder / 'audit.html')}"
+        )
+
+    def sensitivity(
+        self,
+        *,
+        by: str = "role",
+        budget: float | None = None,
+        pictures: int = 8,
+        steps: int | None = None,
+        policy: Path | None = None,
+        target: str = "auto",
+        **given: Any,
+    ) -> None:
+        """Rank groups of layers by what FP8 does to them; with a budget, propose a policy that reaches it.
+
+        `given` are calibration settings: how the ranges are found.
+        """
+        if budget is not None:
+            check_budget(budget)
+        decisions, attention = self._decisions(policy, target)
+        settings = CalibrationSettings.for_family(self.family, **given)
+        remedies = self.remedies["mmdit"]
+
+        def write(folder: Path) -> dict[str, Any]:
+            from export.sensitivity import study
+
+            return study(
+                self.family,
+                self.checkpoint,
+                self.fingerprint,
+                decisions,
+                attention,
+                remedies,
+                settings,
+                folder,
+                by=by,
+                budget=budget,
+                pictures=pictures,
+                steps=steps,
+            )
+
+        self._make(
+            "sensitivity",
+            self.layout.sensitivity,
+            self._manifest(
+                "sensitivity",
+                self._all_inputs(),
+                _FP8_TOOLS,
+                policy=_policy_digest(decisions),
+                attention=attention.value,
+                remedies=remedies.model_dump(mode="json"),
+                by=by,
+                budget=budget,
+                pictures=pictures,
+                steps=steps,
+                calibration=settings.model_dump(mode="json"),
+            ),
+            write,
         )
 
     def _decisions(self, policy: Path | None, target: str) -> tuple[dict[str, Rule], AttentionPrecision]:
@@ -270,3 +329,7 @@ class Export:
         with whole(folder, manifest) as partial:
             manifest.findings = write(partial) or {}
         print(f"{label}: {shown(folder)}", flush=True)
+
+
+def _policy_digest(decisions: dict[str, Rule]) -> str:
+    return digest([[name, rule.model_dump(mode="json")] for name, rule in decisions.items()])

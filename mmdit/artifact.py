@@ -99,6 +99,11 @@ class Layout:
         return self.root / "scan"
 
     @property
+    def sensitivity(self) -> Path:
+        """The folder of the groups of layers, ranked by what FP8 does to them."""
+        return self.root / "sensitivity"
+
+    @property
     def calibration(self) -> Path:
         """The folder of the quantizers' measured ranges."""
         return self.root / "calibration"
