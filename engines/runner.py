@@ -39,28 +39,33 @@ def runner(folder: Path) -> Iterator[Run]:
         with _tensorrt(folder / PLAN, manifest) as run:
             yield run
     else:
-        yield _onnxruntime(folder / MODEL, manifest)
+        with _onnxruntime(folder / MODEL, manifest) as run:
+            yield run
 
 
-def _onnxruntime(file: Path, manifest: Manifest) -> Run:
+@contextlib.contextmanager
+def _onnxruntime(file: Path, manifest: Manifest) -> Iterator[Run]:
     component = manifest.settings["component"]
 
     def told(error: Exception) -> EngineError:
         return EngineError(f"{component}: ONNX Runtime cannot run {file}: {' '.join(str(error).split())}")
 
     try:
-        loaded = session(file, Precision(manifest.settings["precision"]))
+        loaded = [session(file, Precision(manifest.settings["precision"]))]
     except Exception as error:  # its exceptions share no base but Exception
         raise told(error) from error
-    names = [tensor.name for tensor in loaded.get_outputs()]
+    names = [tensor.name for tensor in loaded[0].get_outputs()]
 
     def run(inputs: dict[str, Array]) -> dict[str, Array]:
         try:
-            return dict(zip(names, loaded.run(names, inputs), strict=True))
+            return dict(zip(names, loaded[0].run(names, inputs), strict=True))
         except Exception as error:
             raise told(error) from error
 
-    return run
+    try:
+        yield run
+    finally:
+        loaded.clear()  # the caller may keep `run`
 
 
 @contextlib.contextmanager
