@@ -65,6 +65,8 @@ def session(onnx_file: Path, precision: Precision) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # A thread that spins takes the core of the one that it waits for when others work here too.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if precision is Precision.FP8:
         # Extended optimizations fuse FP8 Q/DQ into MatMulIntegerToFloat, then reject the graph.
         basic = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

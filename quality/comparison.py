@@ -38,12 +38,17 @@ def compared(measurement: Measurement, tasks: list[Task]) -> tuple[list[Figure],
     ], each
 
 
+def _figure(name: str, values: dict[str, float]) -> Figure:
+    return Figure(name=name, fp8=values["fp8"], floor=values["floor"])
+
+
 def _mask(task: Task, fp16: Picture) -> metrics.Mask:
     if task.scene is None:
         return metrics.structured(fp16)
     from miniature.scenes import draw
 
-    return metrics.drawn_objects(draw(task.scene, *fp16.shape[:2]))
+    height, width, _ = fp16.shape
+    return metrics.drawn_objects(draw(task.scene, height, width))
 
 
 def _alike(one: Picture, other: Picture, mask: metrics.Mask) -> dict[str, float]:
@@ -57,7 +62,7 @@ def _alike(one: Picture, other: Picture, mask: metrics.Mask) -> dict[str, float]
 def _of_pictures(each: list[dict[str, Any]]) -> list[Figure]:
     def figure(name: str, field: str, summary: Any) -> Figure:
         values = {pair: float(summary([entry[pair][field] for entry in each])) for pair in PAIRS}
-        return Figure(name=name, **values)
+        return _figure(name, values)
 
     return [
         figure("ssim_mean", "ssim", np.mean),
@@ -81,7 +86,7 @@ def _perceptual(
             for entry, distance in zip(each, distances, strict=True):
                 entry[pair]["lpips"] = distance
             means[pair] = float(np.mean(distances))
-        figures.append(Figure(name="lpips_mean", **means))
+        figures.append(_figure("lpips_mean", means))
     except perceptual.Absent as reason:
         figures.append(Figure(name="lpips_mean", fp8=None, floor=None, absent=str(reason)))
     try:
@@ -90,7 +95,7 @@ def _perceptual(
         for number, entry in enumerate(each):
             entry["clip_scores"] = {name: values[number] for name, values in scores.items()}
         lost = {pair: float(np.mean(scores[b]) - np.mean(scores[a])) for pair, (a, b) in PAIRS.items()}
-        figures.append(Figure(name="clip_score_lost", **lost))
+        figures.append(_figure("clip_score_lost", lost))
     except perceptual.Absent as reason:
         figures.append(Figure(name="clip_score_lost", fp8=None, floor=None, absent=str(reason)))
     return figures
@@ -100,11 +105,9 @@ def _of_velocities(measurement: Measurement) -> list[Figure]:
     cosines = measurement.cosines
     errors = {pair: float(np.mean([step[pair]["error"] for step in measurement.steps])) for pair in PAIRS}
     return [
-        Figure(
-            name="velocity_cosine_mean", **{pair: float(np.mean(values)) for pair, values in cosines.items()}
-        ),
-        Figure(name="velocity_cosine_minimum", **{pair: min(values) for pair, values in cosines.items()}),
-        Figure(name="velocity_error_mean", **errors),
+        _figure("velocity_cosine_mean", {pair: float(np.mean(values)) for pair, values in cosines.items()}),
+        _figure("velocity_cosine_minimum", {pair: min(values) for pair, values in cosines.items()}),
+        _figure("velocity_error_mean", errors),
     ]
 
 
@@ -113,7 +116,7 @@ def _flawed(each: list[dict[str, Any]]) -> list[Figure]:
         pair: float(sum(entry["flaws"][name] is not None for entry in each))
         for pair, (name, _) in PAIRS.items()
     }
-    return [Figure(name="flawed_pictures", **count)]
+    return [_figure("flawed_pictures", count)]
 
 
 def _read(made: dict[str, list[Picture]], tasks: list[Task], each: list[dict[str, Any]]) -> list[Figure]:
@@ -134,4 +137,4 @@ def _read(made: dict[str, list[Picture]], tasks: list[Task], each: list[dict[str
         * max(0.0, *(scores[b][what] - scores[a][what] for what in ("colour", "shape", "size", "place")))
         for pair, (a, b) in PAIRS.items()
     }
-    return [Figure(name="reader_points_lost", **lost)]
+    return [_figure("reader_points_lost", lost)]

@@ -120,7 +120,7 @@ def judged(figures: list[Figure], chosen: Profile) -> tuple[list[dict[str, Any]]
 
 def summary(findings: dict[str, Any], profile_name: str) -> list[str]:
     """The figures and the verdict, as lines to print."""
-    rows = [("", "FP8 to FP16", "FP16 to FP32", "asked", "")]
+    rows: list[tuple[str, ...]] = [("", "FP8 to FP16", "FP16 to FP32", "asked", "")]
     absent = []
     for entry in findings["figures"].values():
         meaning = FIGURES[entry["name"]]

@@ -86,8 +86,11 @@ def denoise(
     together = max(1, executor.rows // rows_of(settings.guidance_scale))
     states: list[State] = []
     work = len(requests) * settings.steps
-    quiet = np.errstate(over="ignore", invalid="ignore")  # an engine that overflows is found out later
-    with quiet, Progress(f"{executor.name}: denoising", work, "steps") as progress:
+    # What overflows is found out later, in the picture.
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        Progress(f"{executor.name}: denoising", work, "steps") as progress,
+    ):
         for start in range(0, len(requests), together):
             group = requests[start : start + together]
             for _ in range(settings.steps):

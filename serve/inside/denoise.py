@@ -139,7 +139,7 @@ class Denoising:
 
     def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
         """This step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
-        latent = np.repeat(self.latents[None].astype(dtype), self.rows, axis=0)
+        latent: Array = np.repeat(self.latents[None].astype(dtype), self.rows, axis=0)
         timestep = self.sigmas[self.step] * np.float32(self.train_timesteps)
         return latent, np.full((self.rows, 1), timestep, np.float32)
 
