@@ -33,10 +33,10 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 # A variable as one word of the shell, as it was given: neither make nor the shell expands what is in it.
 quoted = '$(subst ','\'',$(value $(1)))'
-CHOSEN = --model $(call quoted,MODEL) --target $(call quoted,TARGET) --precision $(PRECISION)
+MODEL_AND_TARGET = --model $(call quoted,MODEL) --target $(call quoted,TARGET)
+CHOSEN = $(MODEL_AND_TARGET) --precision $(PRECISION)
 # of the quality gate, passed on only when they are given
-GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count) \
-	$(if $(ACCEPT_QUALITY),--report-only)
+GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count)
 # FP8 is packaged once its gate is passed, or without it when that was asked for by name
 PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality)
 JUDGED = $(if $(filter fp8,$(PRECISION)),$(if $(ACCEPT_QUALITY),engines,gate),engines)
@@ -49,7 +49,7 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup target onnx fp8 engines gate report repository serve generate evaluate bench train test lint clean
+.PHONY: help demo setup target onnx fp8 engines both-engines gate report repository serve generate evaluate bench train test lint clean
 
 demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
@@ -86,15 +86,16 @@ fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX
 engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
 	@$(RUN) -m engines $(CHOSEN)
 
-gate: engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
-ifeq ($(PRECISION),fp8)
-	@set -o pipefail; $(RUN) -m engines --model $(call quoted,MODEL) --target $(call quoted,TARGET) \
-	--precision fp16 | sed -un '/: building/p'
-	@$(RUN) -m quality gate --model $(call quoted,MODEL) --target $(call quoted,TARGET) $(GATE)
-endif
+gate: both-engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
+	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE))
 
-report: $(READY) ## one page about FP8: verdict, pictures, errors, layers, sizes
-	@$(RUN) -m quality report --model $(call quoted,MODEL) --target $(call quoted,TARGET)
+report: both-engines ## one page about FP8, whatever the gate's verdict: pictures, errors, layers, sizes
+	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE) --report-only)
+	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality report $(MODEL_AND_TARGET))
+
+both-engines: engines # FP8 is judged beside FP16
+	@$(if $(filter fp8,$(PRECISION)),set -o pipefail; \
+	$(RUN) -m engines $(MODEL_AND_TARGET) --precision fp16 | sed -un '/: building/p')
 
 repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1)
 	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)

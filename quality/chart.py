@@ -37,8 +37,9 @@ def velocity_chart(steps: list[dict[str, Any]]) -> str:
     encoded = base64.b64encode(stream.getvalue()).decode()
     worst = max(range(len(steps)), key=lambda index: fp8[index])
     return (
-        f'<img class=chart src="data:image/svg+xml;base64,{encoded}" alt="relative error of the velocity at each '
-        'timestep, FP8 and the floor">'
+        f'<img class=chart src="data:image/svg+xml;base64,{encoded}" alt="relative error of the velocity '
+        'at each timestep, FP8 and the floor">'
         f"<p>Both precisions see the same latents at every step. FP8 is furthest off at timestep "
-        f"{timesteps[worst]:.0f}: {100 * fp8[worst]:.2f} %, where the floor is {100 * floor[worst]:.3f} %.</p>"
+        f"{timesteps[worst]:.0f}: {100 * fp8[worst]:.2f} %, where the floor is {100 * floor[worst]:.3f} %."
+        "</p>"
     )

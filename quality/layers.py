@@ -23,7 +23,7 @@ _NAMES = {"fp8": "FP8", "fp8-weights": "FP8 weights", "fp16": "FP16", "fp32": "F
 
 
 def layer_tables(audit: Any) -> str:
-    """The layers with their totals, remedies against overflow and placement rules, as far as they are told."""
+    """Layers, totals, remedies against overflow, placement rules: as far as the audit tells them."""
     if audit is None:
         return "<p>The export left no audit beside the FP8 ONNX file.</p>"
     content: dict[str, Any] = {"layers": audit} if isinstance(audit, list) else audit

@@ -77,8 +77,8 @@ def _headline(content: dict[str, Any]) -> str:
         f"<span class={'good' if passed else 'bad'}>{word}</span> the quality gate</h1>"
         + (f"<ul>{failures}</ul>" if failures else "")
         + f"<p>{promise}</p>"
-        f"<p class=note>{settings['prompts']} prompts that calibration did not see, each from the same noise in "
-        f"FP32, FP16 and FP8: {settings['steps']} steps, guidance {settings['guidance_scale']:g}, "
+        f"<p class=note>{settings['prompts']} prompts that calibration did not see, each from the same noise "
+        f"in FP32, FP16 and FP8: {settings['steps']} steps, guidance {settings['guidance_scale']:g}, "
         f"{settings['size'][0]}×{settings['size'][1]} pixels.</p></div>"
     )
 
@@ -96,14 +96,20 @@ def _tiles(content: dict[str, Any]) -> str:
         ("MMDiT engine", f"{100 * after / before:.0f} %", f"{_mb(after)} instead of {_mb(before)}", None)
     )
     cells = "".join(
-        f"<div class=tile>{label}<b{' class=bad' if failed else ''}>{value}</b><span class=note>{note}</span></div>"
+        f"<div class=tile>{label}<b{' class=bad' if failed else ''}>{value}</b>"
+        f"<span class=note>{note}</span></div>"
         for label, value, note, failed in tiles
     )
     return f"<div class=tiles>{cells}</div>"
 
 
 def _figure_table(content: dict[str, Any]) -> str:
-    chosen = content["profile"]
+    chosen, emulated = content["profile"], ""
+    if content["runtime"] == "onnxruntime":
+        emulated = (
+            " <b>On a CPU</b> ONNX Runtime computes FP16 in FP32 between roundings and emulates FP8, so the "
+            "floor is better here than a GPU's."
+        )
     rows = ["<tr><th>figure<th>FP8 to FP16<th>floor: FP16 to FP32<th>asked of FP8<th><th>what it says"]
     for entry in content["figures"]:
         meaning = FIGURES[entry["name"]]
@@ -119,9 +125,9 @@ def _figure_table(content: dict[str, Any]) -> str:
             rows.append(f"{label}{values}{asked}{verdict}")
         rows.append(f"<td class=note>{meaning.explained}")
     return (
-        f"<p>The floor is what 16 bits alone change: FP8 cannot be asked for less. Thresholds of the profile "
-        f"<b>{html.escape(chosen['name'])}</b> ({html.escape(chosen['description'])}), "
-        f"{html.escape(chosen['measured'])}.</p><table>{''.join(rows)}</table>"
+        f"<p>The floor is what 16 bits alone change; FP8 cannot be expected to be better.{emulated} "
+        f"Thresholds of the profile <b>{html.escape(chosen['name'])}</b> ({html.escape(chosen['description'])}); what "
+        f"they rest on: {html.escape(chosen['measured'])}.</p><table>{''.join(rows)}</table>"
     )
 
 

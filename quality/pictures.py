@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-MOST = 16  # pictures on the page, the worst first
+MOST = 16  # prompts on the page, the worst first
+_OPEN = 6  # of them seen at once, the others behind a click
 _PIXELS = 448  # of a picture on the page: larger ones are made smaller
 _GAINS = (100, 50, 20, 10, 5, 2, 1)
 
@@ -27,10 +28,11 @@ def picture_table(content: dict[str, Any], folder: Path) -> str:
         for each in made
     ]
     gain = _gain([each["fp8"] for each in differences])
-    rows = [
+    head = (
         "<tr><th>prompt<th>FP32<th>FP16<th>FP8"
         f"<th>FP8 − FP16, ×{gain}<th>FP16 − FP32, ×{gain}<br><span class=note>the floor</span>"
-    ]
+    )
+    rows = []
     for entry, pictures, difference in zip(chosen, made, differences, strict=True):
         maps = [np.clip(difference[pair].astype(int) * gain, 0, 255) for pair in ("fp8", "floor")]
         images = [pictures["fp32"], pictures["fp16"], pictures["fp8"], *(m.astype(np.uint8) for m in maps)]
@@ -39,13 +41,18 @@ def picture_table(content: dict[str, Any], folder: Path) -> str:
             f'<td><img src="{_data_uri(image)}" alt="{alt}">' for image, alt in zip(images, alts, strict=True)
         )
         rows.append(f"<tr><td class=prompt>{_told(entry)}{cells}")
-    left = len(entries) - len(chosen)
-    more = f"{len(chosen)} of {len(entries)} pictures, the" if left else "The"
-    return (
-        f"<p>{more} least alike first, from the same noise. Difference maps are amplified {gain} times: black "
-        f"means equal. All pictures in full size lie in <code>quality/{html.escape(content['target'])}/pictures"
-        f"</code>.</p><table class=pictures>{''.join(rows)}</table>"
+    told = (
+        f"<p>The least alike first, from the same noise. Difference maps are amplified {gain} times: black "
+        f"means equal. All {len(entries)} in full size: "
+        f"<code>quality/{html.escape(content['target'])}/pictures</code>.</p>"
     )
+    table = f"<table class=pictures>{head}{''.join(rows[:_OPEN])}</table>"
+    if rest := rows[_OPEN:]:
+        table += (
+            f"<details><summary>The next {len(rest)}</summary><table class=pictures>{head}{''.join(rest)}"
+            "</table></details>"
+        )
+    return told + table
 
 
 def _told(entry: dict[str, Any]) -> str:
