@@ -126,8 +126,9 @@ def _figure_table(content: dict[str, Any]) -> str:
         rows.append(f"<td class=note>{meaning.explained}")
     return (
         f"<p>The floor is what 16 bits alone change; FP8 cannot be expected to be better.{emulated} "
-        f"Thresholds of the profile <b>{html.escape(chosen['name'])}</b> ({html.escape(chosen['description'])}); what "
-        f"they rest on: {html.escape(chosen['measured'])}.</p><table>{''.join(rows)}</table>"
+        f"Thresholds of the profile <b>{html.escape(chosen['name'])}</b> "
+        f"({html.escape(chosen['description'])}); what they rest on: {html.escape(chosen['measured'])}.</p>"
+        f"<table>{''.join(rows)}</table>"
     )
 
 
