@@ -55,11 +55,10 @@ def gate(subject: Subject, asked: Asked) -> Verdict:
     """
     name = asked.profile or ("miniature" if subject.is_miniature else "sd35")
     chosen = profile(name)
-    count = asked.count or (16 if subject.is_miniature else 32)
-    if asked.count is not None and asked.count < 1:
-        count = asked.count
+    usual = 16 if subject.is_miniature else 32
+    count = usual if asked.count is None else asked.count
     tasks = evaluation_tasks(count, miniature=subject.is_miniature, file=asked.prompts)
-    steps = asked.steps or subject.family.steps
+    steps = subject.family.steps if asked.steps is None else asked.steps
     if not 1 <= steps <= 1000:
         raise QuantizationError(f"--steps {steps} is out of range: expected 1 to 1000")
     folder = subject.layout.quality(subject.target)
