@@ -39,10 +39,19 @@ def large(miniature) -> Family:
     return family_from_checkpoint(miniature).model_copy(update=sizes)
 
 
-def write_engines(layout: Layout, family: Family, shapes: ShapeSet, *, checkpoint="one", only=COMPONENTS):
+def write_engines(
+    layout: Layout,
+    family: Family,
+    shapes: ShapeSet,
+    *,
+    checkpoint="one",
+    only=COMPONENTS,
+    precision=Precision.FP8,
+):
     """Engines for TensorRT with empty plans, and tokenizers, as their stages write them."""
+    of_mmdit = precision
     for name in only:
-        precision = Precision.FP8 if name == "mmdit" else Precision.FP16
+        precision = of_mmdit if name == "mmdit" else Precision.FP16
         signature = components(family, shapes)[name]
         manifest = Manifest(
             kind="engine",
