@@ -5,13 +5,14 @@ findings the packager reads.
 """
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmdit.artifact import Manifest, digest, read_manifest, shown, versions, whole
-from mmdit.errors import QuantizationError
+from mmdit.errors import ArtifactError, QuantizationError
 from quality.figure import FIGURES, Figure
 from quality.profile import Profile, profile
 from quality.prompts import Task, evaluation_tasks, tasks_digest
@@ -21,6 +22,7 @@ GATE = "gate.json"
 MISSION = ("ssim_mean", 0.97)  # what the project promises of FP8 against FP16, whatever the profile
 _TOOLS = ("numpy", "torch", "scikit-image", "scipy")
 _ROOT = Path(__file__).resolve().parent.parent
+_JUDGING = ("profile", "thresholds", "judging")  # settings: when they alone differ, nothing is measured anew
 _CODE = [
     *(f"quality/{name}.py" for name in ("comparison", "measurement", "metrics", "perceptual")),
     *(f"quality/{name}.py" for name in ("reference", "subject", "trajectory")),
@@ -76,27 +78,31 @@ def gate(subject: Subject, asked: Asked) -> Verdict:
             "guidance_scale": subject.family.guidance_scale,
             "size": list(subject.size),
             "code": digest([(_ROOT / file).read_text() for file in _CODE]),
+            "judging": digest([(_ROOT / f"quality/{file}.py").read_text() for file in ("gate", "profile")]),
         },
         versions=versions(*_TOOLS) | subject.manifests["mmdit-fp8"].versions,
     )
     reason = manifest.reason_to_rebuild(folder)
     if reason is None:
         print(f"gate: up to date: {shown(folder)}")
+    elif before := _measured_before(folder, manifest):
+        print(f"gate: judging again what was measured ({reason})", flush=True)
+        with whole(folder, manifest) as partial:
+            shutil.copytree(folder / "pictures", partial / "pictures")
+            figures = [Figure.model_validate(entry) for entry in before["figures"]]
+            _write(before | _verdict(figures, chosen, name), manifest, partial)
     else:
         print(f"gate: {len(tasks)} pictures in FP32, FP16 and FP8, {steps} steps ({reason})", flush=True)
         start = time.monotonic()
         with whole(folder, manifest) as partial:
-            content = _made(subject, tasks, manifest, chosen, partial)
+            content, figures = _measured(subject, tasks, manifest, partial)
             content["seconds"] = round(time.monotonic() - start, 1)
-            (partial / GATE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            manifest.findings = {
-                key: content[key] for key in ("passed", "failures", "mission", "seconds")
-            } | {"figures": {each["name"]: each for each in content["figures"]}}
+            _write(content | _verdict(figures, chosen, name), manifest, partial)
     findings = read_manifest(folder).findings
     for line in summary(findings, name):
         print(line)
     if reason is not None:
-        print(f"gate: {findings['seconds']:.0f} s: {shown(folder)}")
+        print(f"gate: measured in {findings['seconds']:.0f} s: {shown(folder)}")
     return Verdict(findings["passed"], findings["mission"]["met"], findings["failures"])
 
 
@@ -147,10 +153,44 @@ def summary(findings: dict[str, Any], profile_name: str) -> list[str]:
     ]
 
 
-def _made(
-    subject: Subject, tasks: list[Task], manifest: Manifest, chosen: Profile, folder: Path
-) -> dict[str, Any]:
-    """Measure, write the pictures, and give the content of gate.json."""
+def _measured_before(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """The gate.json of an artifact that differs from the one wanted in how it was judged alone."""
+    try:
+        found = read_manifest(folder)
+    except ArtifactError:
+        return None
+    old = {key: found.settings.get(key) for key in _JUDGING}
+    same = manifest.model_copy(update={"settings": manifest.settings | old})
+    if same.reason_to_rebuild(folder) is not None:
+        return None
+    content: dict[str, Any] = json.loads((folder / GATE).read_text(encoding="utf-8"))
+    return content
+
+
+def _verdict(figures: list[Figure], chosen: Profile, name: str) -> dict[str, Any]:
+    entries, failures = judged(figures, chosen)
+    figure, least = MISSION
+    reached = next(entry["fp8"] for entry in entries if entry["name"] == figure)
+    return {
+        "passed": not failures,
+        "failures": failures,
+        "mission": {"figure": figure, "asked": least, "measured": reached, "met": reached > least},
+        "profile": {"name": name, **chosen.model_dump(mode="json")},
+        "figures": entries,
+    }
+
+
+def _write(content: dict[str, Any], manifest: Manifest, folder: Path) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    (folder / GATE).write_text(text, encoding="utf-8")
+    manifest.findings = {key: content[key] for key in ("passed", "failures", "mission", "seconds")}
+    manifest.findings["figures"] = {each["name"]: each for each in content["figures"]}
+
+
+def _measured(
+    subject: Subject, tasks: list[Task], manifest: Manifest, folder: Path
+) -> tuple[dict[str, Any], list[Figure]]:
+    """Measure, write the pictures, and give what gate.json says but for the verdict, and the figures."""
     import numpy as np
     from PIL import Image
 
@@ -173,24 +213,16 @@ def _made(
             shown_as = np.zeros((*subject.size, 3), np.uint8) if picture is None else picture
             Image.fromarray(shown_as).save(folder / "pictures" / f"{number:03}-{name}.png")
             each[number].setdefault("files", {})[name] = f"pictures/{number:03}-{name}.png"
-    entries, failures = judged(figures, chosen)
-    figure, least = MISSION
-    reached = next(entry["fp8"] for entry in entries if entry["name"] == figure)
-    return {
+    content = {
         "model": subject.layout.name,
         "target": subject.target,
         "runtime": subject.runtime,
-        "family": subject.family.model_dump(mode="json"),
-        "passed": not failures,
-        "failures": failures,
-        "mission": {"figure": figure, "asked": least, "measured": reached, "met": reached > least},
-        "profile": {"name": manifest.settings["profile"], **chosen.model_dump(mode="json")},
         "settings": {
             key: manifest.settings[key] for key in ("prompts", "seeds", "steps", "guidance_scale", "size")
         },
-        "figures": entries,
         "steps": measurement.steps,
         "pictures": each,
         "engine_bytes": subject.bytes,
         "versions": manifest.versions,
     }
+    return content, figures

@@ -42,7 +42,7 @@ def picture_table(content: dict[str, Any], folder: Path) -> str:
         )
         rows.append(f"<tr><td class=prompt>{_told(entry)}{cells}")
     told = (
-        f"<p>The least alike first, from the same noise. Difference maps are amplified {gain} times: black "
+        f"<p>The least alike first, from the same noise. Difference maps, amplified {gain} times: black "
         f"means equal. All {len(entries)} in full size: "
         f"<code>quality/{html.escape(content['target'])}/pictures</code>.</p>"
     )

@@ -36,8 +36,7 @@ def report(layout: Layout, target: str) -> Path:
     manifest = Manifest(
         kind="report",
         checkpoint=gate.checkpoint,
-        made_from={f"quality/{name}": value for name, value in gate.files.items()}
-        | ({audit.name: sha256(audit)} if audit else {}),
+        made_from={"quality": digest(gate.files)} | ({audit.name: sha256(audit)} if audit else {}),
         settings={"target": target, "code": digest([path.read_text() for path in _CODE])},
         versions=gate.versions,
     )

@@ -16,6 +16,7 @@ from engines.__main__ import main as build_engines
 from mmdit.artifact import MANIFEST, Layout, read_manifest, sha256
 from mmdit.contract import Precision
 from mmdit.errors import ArtifactError, QuantizationError
+from quality import measurement
 from quality.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +142,20 @@ def test_a_gate_that_is_up_to_date_is_told_again_without_torch(judged):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "gate: up to date" in done.stdout and "gate: passed (profile miniature)" in done.stdout
+
+
+def test_other_thresholds_judge_the_same_pictures_again(judged, tmp_path, monkeypatch, capsys):
+    """Measuring takes an hour on a real model, judging a moment."""
+    layout = Layout(judged.model, tmp_path)
+    shutil.copytree(judged.root, layout.root)
+    before = gate_json(layout)
+    monkeypatch.setattr(measurement, "measured", None)
+    assert main(command(layout, *FEW, "--profile", "sd35")) == 0
+    after = gate_json(layout)
+    assert "gate: judging again what was measured" in capsys.readouterr().out
+    assert after["profile"]["name"] == "sd35" and after["figures"][0]["bound"] == 0.90
+    assert [after[key] for key in ("pictures", "steps")] == [before[key] for key in ("pictures", "steps")]
+    assert (layout.quality("cpu") / after["pictures"][0]["files"]["fp8"]).is_file()
 
 
 def test_help_loads_no_heavy_library():

@@ -163,7 +163,7 @@ def test_difference_maps_are_amplified_by_what_the_page_says(text):
     import base64
     import io
 
-    assert "FP8 − FP16, ×50" in text and "amplified 50 times" in text
+    assert "FP8 − FP16, ×50" in text and "amplified 50 times: black" in text
     sources = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     maps = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))) for source in sources[3:5]]
     assert [set(np.unique(each)) for each in maps] == [{250}, {100}]
