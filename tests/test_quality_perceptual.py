@@ -1,4 +1,4 @@
-"""LPIPS and CLIP score: measured where their weights lie, else absent with a reason; nothing is downloaded."""
+"""LPIPS and CLIP score: measured where their weights lie, else absent with a reason, never downloaded."""
 
 import socket
 from pathlib import Path
