@@ -129,10 +129,9 @@ def decode(executor: Executor, run: Run, latents: list[Latents], limits: Limits)
     with Progress(f"{executor.name}: decoding", len(latents), "pictures") as progress:
         for each in latents:
             picture = None
-            if np.isfinite(each).all():
-                with np.errstate(over="ignore"), contextlib.suppress(ArithmeticError):
-                    decoded = run({"latent": vae_latent(each, limits, executor.dtype)})["image"]
-                    picture = pixels_from(decoded)
+            with np.errstate(over="ignore", invalid="ignore"), contextlib.suppress(ArithmeticError):
+                decoded = run({"latent": vae_latent(each, limits, executor.dtype)})["image"]
+                picture = pixels_from(decoded)
             progress.advance()
             yield picture
 

@@ -131,9 +131,9 @@ def test_the_precisions_start_from_the_same_noise_and_fp32_never_rounds_it(compo
 
 
 def test_velocities_are_compared_on_the_fp16_trajectorys_latents(components):
-    """An error of 5 % in each step stays 5 %: it is not carried from step to step."""
+    """An error of 5 % in each step stays 5 %, less FP16's 0.1 %: it is not carried from step to step."""
     found = measured(subject(components, 0.05), TASKS, SETTINGS)
-    assert [step["fp8"]["error"] for step in found.steps] == pytest.approx([0.049] * 4, abs=1e-3)
+    assert [step["fp8"]["error"] for step in found.steps] == pytest.approx([0.04895] * 4, rel=5e-3)
     assert [step["floor"]["error"] for step in found.steps] == pytest.approx([1e-3] * 4, rel=0.1)
     assert [step["timestep"] for step in found.steps][0] == 1000
 
