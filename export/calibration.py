@@ -1,81 +1,194 @@
-"""Calibration: the range of every quantized layer's input, over whole denoising trajectories.
+"""Calibration: the range of every quantized tensor, over whole denoising trajectories.
 
-Runs diffusers' own pipeline with guidance, so both the prompt's and the negative prompt's rows are
-seen at every timestep of the schedule. The result is a small file of numbers; making the FP8 ONNX file
-from it needs no forward pass.
+The result is `calibration.json`, a small file of numbers; making the FP8 ONNX file from it needs no forward
+pass. An interrupted calibration goes on after its last finished batch.
 """
 
 import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import export.quiet  # noqa: F401  isort: skip
 import modelopt.torch.quantization as mtq
 import torch
-from diffusers import StableDiffusion3Pipeline
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
-from export.prompts import PROMPTS, CalibrationSettings, calibration_prompts
+from export.modules import load_fp32, load_module
+from export.policy import AttentionPrecision, Rule, calibration_digest
+from export.prompts import PROMPTS, CalibrationSettings
 from export.quantization import input_quantizers, insert_quantizers
-from mmdit.artifact import sha256
+from export.remedies import Remedies, apply_remedies
+from export.trajectories import Batch, Denoiser, batches, denoised, device
+from mmdit.artifact import sha256, versions
+from mmdit.errors import QuantizationError, first_line
 from mmdit.family import Family
-from mmdit.progress import Progress
 
 CALIBRATION_FILE = "calibration.json"
+_TOOLS = ("torch", "diffusers", "transformers", "nvidia-modelopt")
 
 
-def write_calibration(family: Family, checkpoint: Path, settings: CalibrationSettings, folder: Path) -> None:
-    """Run the calibration and write `calibration.json` into `folder`.
+class Calibration(BaseModel):
+    """The ranges, and everything that they depend on.
 
-    Uses the GPU when there is one (FP16, parts moved to it as they are needed), else the CPU (FP32).
+    `amax`: quantizer → the largest magnitude that it saw (a layer's name stands for its input, attention's
+    operands are `<attention>.q`, `.k`, `.v`). `checkpoint` and `policy` are SHA-256 of the checkpoint's
+    files and of the set of quantizers. `rows` counts the transformer's rows: prompts' and negative
+    prompts', and in each tenth of the timesteps from 0 to 1000.
     """
-    on_gpu = torch.cuda.is_available()
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        checkpoint, dtype=torch.float16 if on_gpu else torch.float32, local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    insert_quantizers(pipeline.transformer)
-    if on_gpu:
-        pipeline.enable_model_cpu_offload()
-    prompts = calibration_prompts()[: settings.prompts]
-    batches = [prompts[start : start + settings.batch] for start in range(0, len(prompts), settings.batch)]
 
-    progress = Progress("calibrating", len(batches) * settings.steps, "steps of a batch")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def after_step(*_: Any) -> dict[str, Any]:
-        progress.advance()
-        return {}  # the pipeline's own tensors, unchanged
+    checkpoint: str
+    policy: str
+    settings: CalibrationSettings
+    prompts_sha256: str
+    timesteps: list[float]
+    rows: dict[str, Any]
+    device: str
+    versions: dict[str, str]
+    amax: dict[str, float]
 
-    def run_trajectories(_: Any) -> None:
-        with torch.no_grad(), progress:
-            for index, batch in enumerate(batches):
-                pipeline(
-                    prompt=[prompt for prompt, _ in batch],
-                    negative_prompt=[negative for _, negative in batch],
-                    height=settings.size,
-                    width=settings.size,
-                    num_inference_steps=settings.steps,
-                    guidance_scale=settings.guidance_scale,
-                    max_sequence_length=family.t5_tokens,
-                    generator=torch.Generator("cpu").manual_seed(settings.seed + index),
-                    output_type="latent",
-                    callback_on_step_end=after_step,
-                )
 
-    mtq.calibrate(pipeline.transformer, algorithm="max", forward_loop=run_trajectories)
-    ranges = {
-        layer: float(quantizer.amax) for layer, quantizer in input_quantizers(pipeline.transformer).items()
-    }
-    content = {
-        "settings": settings.model_dump(),
+def write_calibration(
+    family: Family,
+    checkpoint: Path,
+    fingerprint: str,
+    decisions: dict[str, Rule],
+    attention: AttentionPrecision,
+    remedies: Remedies,
+    settings: CalibrationSettings,
+    folder: Path,
+) -> None:
+    """Run the calibration and write `calibration.json` into `folder`; ranges so far lie beside it meanwhile.
+
+    Uses the GPU when there is one (FP16), else the CPU (FP32). Raises QuantizationError naming a tensor
+    that is not finite.
+    """
+    identity: dict[str, Any] = {
+        "checkpoint": fingerprint,
+        "policy": calibration_digest(decisions, attention),
+        "settings": settings.model_dump(mode="json"),
         "prompts_sha256": sha256(PROMPTS),
-        "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps],
-        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "input_amax": ranges,
+        "device": torch.cuda.get_device_name() if device().type == "cuda" else "CPU",
+        "versions": versions(*_TOOLS),
     }
-    (folder / CALIBRATION_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    state = folder.parent / ".calibration.json"
+    done, amax = _unfinished(state, identity)
+    work = batches(family, checkpoint, settings)
+    on_gpu = device().type == "cuda"
+    module = load_module("mmdit", checkpoint, torch.float16) if on_gpu else load_fp32("mmdit", checkpoint)
+    apply_remedies("mmdit", module, remedies)
+    transformer = module.model
+    denoiser = Denoiser(checkpoint, transformer, settings.guidance_scale)
+    _say_cost(denoiser, work[done:])
+    insert_quantizers(transformer, decisions, attention)
+    quantizers = input_quantizers(transformer)
+    for name, quantizer in quantizers.items():
+        quantizer._calibrator.collect = _finite(name, quantizer._calibrator.collect)
+
+    def run(_: Any) -> None:
+        for count, _latents in enumerate(denoised(denoiser, work[done:], "calibrating"), start=done + 1):
+            for name, quantizer in quantizers.items():
+                seen = quantizer._calibrator.compute_amax()
+                if seen is not None:
+                    amax[name] = max(amax.get(name, 0.0), float(seen))
+            partial = state.with_suffix(".partial")
+            partial.write_text(json.dumps({"identity": identity, "batches": count, "amax": amax}))
+            partial.replace(state)
+
+    mtq.calibrate(transformer, algorithm="max", forward_loop=run)
+    visited = [
+        timestep for batch in work for timestep in batch.timesteps for _ in batch.texts["prompt_embeds"]
+    ]
+    prompts = sum(len(batch.texts["prompt_embeds"]) * len(batch.timesteps) for batch in work)
+    calibration = Calibration(
+        **identity,
+        timesteps=sorted({round(timestep, 3) for timestep in visited}),
+        rows={
+            "prompts": prompts,
+            "negative prompts": prompts,
+            "by timestep": {
+                f"{low}-{low + 100}": 2 * sum(low < timestep <= low + 100 for timestep in visited)
+                for low in range(0, 1000, 100)
+            },
+        },
+        amax={name: amax[name] for name in sorted(quantizers) if name in amax},
+    )
+    (folder / CALIBRATION_FILE).write_text(calibration.model_dump_json(indent=2) + "\n")
+    state.unlink()
 
 
-def read_ranges(folder: Path) -> dict[str, float]:
-    """Layer → the largest magnitude of its input."""
-    content = json.loads((folder / CALIBRATION_FILE).read_text())
-    return {layer: float(amax) for layer, amax in content["input_amax"].items()}
+def read_calibration(
+    path: Path, fingerprint: str, decisions: dict[str, Rule], attention: AttentionPrecision
+) -> Calibration:
+    """A saved calibration, checked to be of this checkpoint and this policy.
+
+    Raises QuantizationError with both hashes when it is of another, or when it cannot be read.
+    """
+    try:
+        calibration = Calibration.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuantizationError(f"the calibration {path} cannot be read ({first_line(error)})") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"])) or "the file"
+        raise QuantizationError(
+            f"the calibration {path} is damaged: {place}: {wrong['msg']}; calibrate again"
+        ) from None
+    for what, found, expected in (
+        ("checkpoint", calibration.checkpoint, fingerprint),
+        ("policy", calibration.policy, calibration_digest(decisions, attention)),
+    ):
+        if found != expected:
+            raise QuantizationError(
+                f"the calibration {path} was made for another {what}: its hash is {found}, this {what}'s is "
+                f"{expected}; calibrate again, or give the calibration of this {what}"
+            )
+    return calibration
+
+
+def _unfinished(state: Path, identity: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    """The batches that an interrupted calibration of the same kind finished, and its ranges so far."""
+    try:
+        found = json.loads(state.read_text())
+        if found["identity"] == identity:
+            print(f"calibration: goes on after {found['batches']} batches of an interrupted run", flush=True)
+            return found["batches"], found["amax"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, {}
+
+
+def _say_cost(denoiser: Denoiser, work: list[Batch]) -> None:
+    """Print what is to be run, and how long that takes by the time of one call."""
+    calls = sum(len(batch.timesteps) for batch in work)
+    if not calls:
+        return
+    start = time.monotonic()
+    denoiser(replace(work[0], timesteps=work[0].timesteps[:1]))
+    seconds = calls * (time.monotonic() - start)
+    rows = 2 * len(work[0].texts["prompt_embeds"])
+    sizes = ", ".join(dict.fromkeys(f"{height}x{width}" for height, width in (batch.size for batch in work)))
+    print(
+        f"calibration: {len(work)} batches × {len(work[0].timesteps)} steps = {calls} calls of the MMDiT, "
+        f"{rows} rows each (prompts and negative prompts) at {sizes}: about {seconds:.0f} s on "
+        f"{device().type.upper()}",
+        flush=True,
+    )
+
+
+def _finite(name: str, collect: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """A calibrator's `collect` that names the tensor which is not finite."""
+
+    def collected(values: Tensor) -> None:
+        if not torch.isfinite(values).all():
+            raise QuantizationError(
+                f"{name}: the calibration met values that are not finite there: is the checkpoint whole?"
+            )
+        collect(values)
+
+    return collected

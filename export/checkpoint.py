@@ -114,3 +114,16 @@ def _weights(part: Path) -> list[Path]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{shard} is damaged or cut off ({error}): download it again") from None
     return files
+
+
+def linears(checkpoint: Path) -> dict[str, tuple[int, int]]:
+    """The transformer's linear layers by name, with (output, input) features, from the files' headers."""
+    found = {}
+    for shard in _weights(checkpoint / PARTS["mmdit"]):
+        if shard.suffix == ".safetensors":
+            with safe_open(shard, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  no mapping
+                    shape = tensors.get_slice(name).get_shape()
+                    if name.endswith(".weight") and len(shape) == 2:
+                        found[name.removesuffix(".weight")] = (shape[0], shape[1])
+    return dict(sorted(found.items()))

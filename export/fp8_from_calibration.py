@@ -1,86 +1,99 @@
 """Checkpoint and calibration → the MMDiT's FP8 ONNX file: native Q/DQ, weights stored as E4M3."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, numpy_helper
-from torch import nn
+from onnx import numpy_helper
+from torch import Tensor, nn
 
 from export.modules import Mmdit, load_module
 from export.native_fp8 import native_fp8
-from export.onnx_from_checkpoint import ONNX_FILE, check_finite, save_onnx, traced
-from export.quantization import E4M3_MAX, as_json, audit, insert_quantizers, set_ranges, totals
+from export.onnx_from_checkpoint import ONNX_FILE, check_finite
+from export.policy import AttentionPrecision, Rule
+from export.quantization import insert_quantizers, set_ranges
+from export.remedies import Remedies, apply_remedies
+from export.tracing import traced
+from export.weights import E4M3_MAX, Graph, save
 from mmdit.contract import Signature
 from mmdit.errors import QuantizationError
-from mmdit.family import Family
 from mmdit.progress import Progress
 
-LAYERS_FILE = "layers.json"
 
-
-def quantized_module(checkpoint: Path, ranges: dict[str, float], dtype: torch.dtype = torch.float16) -> Mmdit:
+def quantized_module(
+    checkpoint: Path,
+    decisions: Mapping[str, Rule],
+    attention: AttentionPrecision,
+    remedies: Remedies,
+    ranges: Mapping[str, float],
+    dtype: torch.dtype = torch.float16,
+) -> Mmdit:
     """The MMDiT with ModelOpt's fake quantization; the reference for the FP8 ONNX file."""
     module = load_module("mmdit", checkpoint, dtype)
-    check_finite("mmdit", module)
     assert isinstance(module, Mmdit)
-    insert_quantizers(module.model)
+    check_finite("mmdit", module)
+    apply_remedies("mmdit", module, remedies)
+    insert_quantizers(module.model, decisions, attention)
     set_ranges(module.model, ranges)
     return module
 
 
-def write_fp8_onnx(
-    family: Family,
-    signature: Signature,
-    checkpoint: Path,
-    ranges: dict[str, float],
-    folder: Path,
-) -> dict[str, float]:
-    """Write `model.onnx` and `layers.json` (what was done to each layer) into `folder`.
+def write_fp8_onnx(module: Mmdit, signature: Signature, folder: Path) -> None:
+    """Write a quantized module (FP16) as `model.onnx` into `folder`; the module is hollow afterwards.
 
-    Returns the totals. Raises QuantizationError when a quantized layer of the module is not quantized
-    in the file.
+    Raises QuantizationError when a quantizer of the module is not in the file.
     """
-    with Progress("onnx-fp8 mmdit", total=3, unit="of load, trace, save") as progress:
-        module = quantized_module(checkpoint, ranges)
+    with Progress("onnx-fp8 mmdit", total=2, unit="of trace, save") as progress:
+        ranges = _ranges(module)
+        scales = _weight_scales(module)
+        graph = traced(module, signature)
+        native_fp8(graph, scales)
+        _check_every_quantizer(graph, ranges)
         progress.advance()
-        model = traced(module, signature, folder)
-        native_fp8(model)
-        _check_every_layer(model, module)
-        progress.advance()
-        save_onnx(model, folder / ONNX_FILE)
-    layers = audit(module.model, family)
-    (folder / LAYERS_FILE).write_text(json.dumps(as_json(layers), indent=1) + "\n")
-    return totals(layers)
+        save(graph, folder / ONNX_FILE, "onnx-fp8 mmdit")
 
 
-def _check_every_layer(model: onnx.ModelProto, module: nn.Module) -> None:
+def _ranges(module: nn.Module) -> dict[str, Tensor]:
+    """Enabled quantizer → its range."""
+    return {
+        name: quantizer.amax.clone()
+        for name, quantizer in module.named_modules()
+        if name.endswith("_quantizer") and getattr(quantizer, "is_enabled", False)
+    }
+
+
+def _weight_scales(module: nn.Module) -> dict[str, Tensor]:
+    """Weight → its scale; ModelOpt's exporter, which knows one scale a tensor, is given the largest."""
+    scales = {}
+    for name, layer in module.named_modules():
+        quantizer = getattr(layer, "weight_quantizer", None)
+        if quantizer is not None and quantizer.is_enabled:
+            amax = quantizer.amax
+            scales[f"{name}.weight"] = amax.squeeze() / E4M3_MAX
+            if amax.numel() > 1:
+                quantizer.reset_amax()
+                quantizer.amax = amax.max()
+    return scales
+
+
+def _check_every_quantizer(graph: Graph, expected: Mapping[str, Tensor]) -> None:
     """Raise QuantizationError unless the file quantizes what the module does, with the same ranges."""
-    constants = {weight.name: weight for weight in model.graph.initializer}
-    found: dict[str, TensorProto] = {}
-    for node in model.graph.node:
+    constants = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    found = {}
+    for node in graph.model.graph.node:
         if node.op_type == "QuantizeLinear" or (
             node.op_type == "DequantizeLinear" and node.input[0] in constants
         ):
             # /model/transformer_blocks.0/attn/to_q/input_quantizer/… → model.transformer_blocks.0.…
             found[".".join(node.name.strip("/").split("/")[:-1])] = constants[node.input[1]]
-    expected = {
-        name: quantizer
-        for name, quantizer in module.named_modules()
-        if name.endswith("_quantizer") and getattr(quantizer, "is_enabled", False)
-    }
-    # TorchScript names scopes by attribute; to_out.0 and net.0.proj appear there as they are.
     if found.keys() != expected.keys():
         differing = sorted(found.keys() ^ expected.keys())
         raise QuantizationError(
             f"the FP8 file and the policy differ at {differing[0]} ({len(differing)} places): "
             "this version of ModelOpt exports differently"
         )
-    for name, quantizer in expected.items():
-        scale = float(numpy_helper.to_array(found[name]))
-        if not np.isclose(scale, float(quantizer.amax) / E4M3_MAX, rtol=1e-6, atol=0):
-            raise QuantizationError(
-                f"{name}: its scale in the file is {scale}, expected {float(quantizer.amax) / E4M3_MAX}"
-            )
+    for name, amax in expected.items():
+        scale, wanted = numpy_helper.to_array(found[name]), amax.squeeze().numpy() / E4M3_MAX
+        if scale.shape != wanted.shape or not np.allclose(scale, wanted, rtol=1e-6, atol=0):
+            raise QuantizationError(f"{name}: its scale in the file is {scale}, expected {wanted}")

@@ -5,7 +5,7 @@ that does not belong there.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,24 +90,31 @@ def attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     causal: bool = False,
+    quantizers: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Tensor:
     """Attention over [rows, heads, tokens, head size], written out as TensorRT fuses it.
 
     The scale stands before the first product (which also keeps the scores in FP16's range), and there
-    are no casts: MatMul, Softmax, MatMul in one dtype.
+    are no casts: MatMul, Softmax, MatMul in one dtype. `quantizers` are those of the products' operands,
+    by name: q, k, v and s for the softmax.
     """
     # `int`: a constant in the graph, not one computed from the shape in every call
     scale = int(query.shape[-1]) ** -0.5 if scale is None else scale
     if scale != 1.0:
         query = query * scale
+    if quantizers is not None:
+        query, key, value = quantizers["q"](query), quantizers["k"](key), quantizers["v"](value)
     scores = query @ key.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
     if causal:
         tokens = int(query.shape[-2])
         lowest = torch.finfo(scores.dtype).min
-        scores = scores + torch.full((tokens, tokens), lowest, dtype=scores.dtype).triu(1)
-    return scores.softmax(-1) @ value
+        scores = scores + torch.full((tokens, tokens), lowest, dtype=scores.dtype, device=scores.device).triu(
+            1
+        )
+    weights = scores.softmax(-1)
+    return (weights if quantizers is None else quantizers["s"](weights)) @ value
 
 
 def _transformers_attention(
@@ -129,8 +136,8 @@ AttentionInterface.register("mmdit_trt", _transformers_attention)
 
 
 @contextlib.contextmanager
-def explicit_attention() -> Iterator[None]:
-    """Let diffusers' models call `attention` in place of torch's fused one while a graph is traced."""
+def explicit_attention(quantizers: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> Iterator[None]:
+    """Let diffusers' models call `attention` in place of torch's fused one, as when a graph is traced."""
 
     def replacement(
         query: Tensor,
@@ -141,7 +148,9 @@ def explicit_attention() -> Iterator[None]:
         is_causal: bool = False,
         scale: float | None = None,
     ) -> Tensor:
-        return attention(query, key, value, scale=scale, bias=attn_mask, causal=is_causal)
+        return attention(
+            query, key, value, scale=scale, bias=attn_mask, causal=is_causal, quantizers=quantizers
+        )
 
     with mock.patch("torch.nn.functional.scaled_dot_product_attention", replacement):
         yield
@@ -187,3 +196,35 @@ def load_module(component: str, checkpoint: Path, dtype: torch.dtype) -> nn.Modu
     # `eval` on the wrapper: the exporter restores the wrapper's mode, and with it dropout. `to` once
     # more: transformers keeps some layers in FP32.
     return wrapper(model).to(dtype).eval().requires_grad_(False)
+
+
+def load_fp32(component: str, checkpoint: Path) -> nn.Module:
+    """A component's module that computes in FP32, under `fp32_linears`, with the weights that its engine has.
+
+    The linears' weights stay in FP16 and are cast one at a time: SD3.5 Large takes 16 GB so, and not 32.
+    Raises CheckpointError as `load_module` does.
+    """
+    module = load_module(component, checkpoint, torch.float16)
+    for path, part in module.named_modules():
+        # T5 casts what it multiplies with `wo` to the type of its weights
+        if not isinstance(part, nn.Linear) or path.endswith(".wo"):
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        tensor = tensor.float()
+                        store[name] = (
+                            nn.Parameter(tensor, requires_grad=False) if store is part._parameters else tensor
+                        )
+    return module
+
+
+@contextlib.contextmanager
+def fp32_linears() -> Iterator[None]:
+    """Let linears compute in the type of their input, whatever the type of their weights."""
+    plain = torch.nn.functional.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return plain(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    with mock.patch("torch.nn.functional.linear", linear):
+        yield

@@ -3,164 +3,147 @@
 import contextlib
 import io
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import export.quiet  # noqa: F401  isort: skip
 import modelopt.torch.quantization as mtq
-import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
-from torch import nn
+from modelopt.torch.quantization.nn import QuantModule, TensorQuantizer
+from torch import Tensor, nn
 
-from export.policy import LayerPrecision, rule_for
+from export.modules import explicit_attention
+from export.policy import AttentionPrecision, LayerPrecision, Rule
+from export.weights import E4M3_MAX
 from mmdit.errors import QuantizationError
-from mmdit.family import Family
 
-E4M3_MAX = 448.0  # the largest number of E4M3
 _E4M3 = {"num_bits": (4, 3), "axis": None}  # one scale for a whole tensor
+_SMALLEST_SCALE = 2.0**-14  # the smallest normal number of FP16
+_PRODUCTS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
+_SOFTMAX = "softmax_quantizer"
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What was done to one linear layer, and why.
+class QuantizedAttention(QuantModule):
+    """Attention whose two products take quantized operands: all of q, k, v and softmax, or none of them.
 
-    `amax` is the largest magnitude of its input that E4M3 holds: calibration's, rounded up to an FP16
-    scale; `flops` counts one row of a picture of the family's default size.
+    ModelOpt mixes it into diffusers' Attention in place of its own, which quantizes the softmax alone
+    when it exports, and casts to FP32 around both products.
     """
 
-    name: str
-    precision: str
-    reason: str
-    in_block: bool
-    flops: int
-    weights: int
-    weight_amax: float
-    amax: float | None
+    def _setup(self) -> None:
+        for name in (*_PRODUCTS, _SOFTMAX):
+            setattr(self, name, TensorQuantizer())
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        if not self.q_bmm_quantizer.is_enabled:
+            return super().forward(*arguments, **named)
+        quantizers = {name[0]: getattr(self, name) for name in (*_PRODUCTS, _SOFTMAX)}
+        with explicit_attention(quantizers):
+            return super().forward(*arguments, **named)
 
 
-def insert_quantizers(transformer: SD3Transformer2DModel) -> None:
-    """Put quantizers into the transformer as the policy says; weights' ranges are measured at once.
+def insert_quantizers(
+    transformer: SD3Transformer2DModel,
+    decisions: Mapping[str, Rule],
+    attention: AttentionPrecision = AttentionPrecision.FP16,
+) -> None:
+    """Put quantizers into the transformer as the policy decided; weights' ranges are measured at once.
 
-    Inputs' ranges come from `calibrate` or `set_ranges`.
+    Inputs' ranges come from `calibrate` or `set_ranges`. Raises QuantizationError naming a layer whose
+    weights have no range.
     """
     quantizers: list[dict[str, object]] = [{"quantizer_name": "*", "enable": False}]
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, nn.Linear):
-            precision = rule_for(name).precision
-            if precision is not LayerPrecision.FP16:
-                quantizers.append(_enable(f"{name}.weight_quantizer"))
-            if precision is LayerPrecision.FP8:
-                quantizers.append(_enable(f"{name}.input_quantizer"))
-    # ModelOpt would also replace the attention's two products; they stay as `modules.attention` has them.
+    for name, rule in decisions.items():
+        if rule.precision is LayerPrecision.FP8:
+            quantizers += [_enable(f"{name}.weight_quantizer"), _enable(f"{name}.input_quantizer")]
+        elif rule.precision is LayerPrecision.FP8_WEIGHTS:
+            quantizers.append(_enable(f"{name}.weight_quantizer", axis=0))
+    if attention is AttentionPrecision.FP8:
+        for name, module in transformer.named_modules():
+            if isinstance(module, Attention):
+                quantizers += [_enable(f"{name}.{product}") for product in (*_PRODUCTS, _SOFTMAX)]
     if Attention in mtq.nn.QuantModuleRegistry:
         mtq.unregister(Attention)
-    with contextlib.redirect_stdout(io.StringIO()):
+    mtq.register(original_cls=Attention, quantized_cls=QuantizedAttention)
+    with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         mtq.quantize(transformer, {"quant_cfg": quantizers, "algorithm": None})
-        with torch.no_grad():
-            for module in transformer.modules():
-                quantizer = getattr(module, "weight_quantizer", None)
-                if quantizer is not None and quantizer.is_enabled:
-                    quantizer.amax = _range(float(module.weight.detach().abs().max()))
+        for name, module in transformer.named_modules():
+            quantizer = getattr(module, "weight_quantizer", None)
+            if quantizer is not None and quantizer.is_enabled:
+                per_channel = decisions[name].precision is LayerPrecision.FP8_WEIGHTS
+                magnitudes = module.weight.detach().abs().float()
+                amax = magnitudes.amax(1, keepdim=True) if per_channel else magnitudes.amax()
+                if not torch.isfinite(amax).all() or not amax.max() > 0:
+                    raise QuantizationError(
+                        f"{name}: its weights' largest magnitude is {float(amax.max())}; expected a positive "
+                        "number (is the checkpoint whole?)"
+                    )
+                quantizer.amax = representable(amax)
+        for quantizer in softmax_quantizers(transformer):
+            quantizer.amax = representable(torch.tensor(1.0))  # what a softmax can reach
 
 
-def set_ranges(transformer: SD3Transformer2DModel, ranges: dict[str, float]) -> None:
-    """Give each input quantizer its calibrated range; layer → largest magnitude.
+def set_ranges(transformer: SD3Transformer2DModel, ranges: Mapping[str, float]) -> None:
+    """Give each input quantizer its calibrated range; quantizer → largest magnitude.
 
     Raises QuantizationError when the ranges are of other layers, or one cannot be a scale.
     """
-    layers = input_quantizers(transformer)
-    if layers.keys() != ranges.keys():
-        differing = sorted(layers.keys() ^ ranges.keys())
+    quantizers = input_quantizers(transformer)
+    if missing := sorted(quantizers.keys() - ranges.keys()):
         raise QuantizationError(
-            f"the calibration does not fit the policy's layers ({differing[0]}, {len(differing)} in "
-            "all): calibrate again"
+            f"{missing[0]}: the calibration has no range for it ({len(missing)} missing in all): "
+            "calibrate again"
         )
-    for name, quantizer in layers.items():
+    if unknown := sorted(ranges.keys() - quantizers.keys()):
+        raise QuantizationError(
+            f"{unknown[0]}: the calibration has a range, but the policy does not quantize it ({len(unknown)} "
+            "in all): calibrate again"
+        )
+    for name, quantizer in quantizers.items():
         if not (math.isfinite(ranges[name]) and ranges[name] > 0):
             raise QuantizationError(
-                f"{name}: its input's largest magnitude is {ranges[name]} in the calibration; expected "
-                "a positive number (is the checkpoint whole?)"
+                f"{name}: its largest magnitude is {ranges[name]} in the calibration; expected a positive "
+                "number (is the checkpoint whole?)"
             )
-        quantizer.amax = _range(ranges[name])
+        quantizer.amax = representable(torch.tensor(ranges[name]))
 
 
 def input_quantizers(transformer: SD3Transformer2DModel) -> dict[str, nn.Module]:
-    """Layer → its enabled input quantizer."""
-    return {
-        name: module.input_quantizer
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-        and getattr(module, "input_quantizer", None) is not None
-        and module.input_quantizer.is_enabled
-    }
+    """Quantizer → the enabled module, for what calibration measures.
 
-
-def audit(transformer: SD3Transformer2DModel, family: Family) -> list[Layer]:
-    """What was done to each linear layer of a quantized transformer."""
-    image_tokens = (family.default_size // family.size_multiple) ** 2
-    inputs = input_quantizers(transformer)
-    layers = []
+    A linear's input goes by the layer's name, attention's operands by `<attention>.q`, `.k` and `.v`.
+    """
+    found = {}
     for name, module in transformer.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        rule = rule_for(name)
-        if ".norm1" in name or name.startswith(("time_text_embed", "norm_out")):
-            tokens = 1
-        elif "_context" in name or ".add_" in name or "_add_" in name or name == "context_embedder":
-            tokens = family.context_tokens
-        else:
-            tokens = image_tokens
-        layers.append(
-            Layer(
-                name=name,
-                precision=rule.precision.value,
-                reason=rule.reason,
-                in_block=name.startswith("transformer_blocks."),
-                flops=2 * tokens * module.in_features * module.out_features,
-                weights=module.weight.numel(),
-                weight_amax=float(module.weight.detach().abs().max()),
-                amax=float(inputs[name].amax) if name in inputs else None,
-            )
-        )
-    return layers
+        for attribute, key in (("input_quantizer", name), *((p, f"{name}.{p[0]}") for p in _PRODUCTS)):
+            quantizer = getattr(module, attribute, None)
+            if quantizer is not None and quantizer.is_enabled:
+                found[key] = quantizer
+    return found
 
 
-def totals(layers: list[Layer]) -> dict[str, float]:
-    """The shares that the project promises: of the blocks' linear FLOPs, and of the weights' bytes."""
-    block = [layer for layer in layers if layer.in_block]
-    stored = [layer for layer in layers if layer.precision != LayerPrecision.FP16.value]
-    on_fp8 = sum(layer.flops for layer in block if layer.precision != LayerPrecision.FP16.value)
-    products = sum(layer.flops for layer in block if layer.precision == LayerPrecision.FP8.value)
-    flops = sum(layer.flops for layer in block)
-    weights = sum(layer.weights for layer in layers)
-    fp8_weights = sum(layer.weights for layer in stored)
-    return {
-        "block_linear_flops_on_fp8_weights": on_fp8 / flops,
-        "block_linear_flops_in_fp8": products / flops,
-        "linear_weight_bytes_against_fp16": (2 * weights - fp8_weights) / (2 * weights),
-        "fp8_layers": len([layer for layer in stored if layer.amax is not None]),
-        "fp8_weight_layers": len([layer for layer in stored if layer.amax is None]),
-        "fp16_layers": len(layers) - len(stored),
-    }
+def softmax_quantizers(transformer: SD3Transformer2DModel) -> Iterator[nn.Module]:
+    """Attention's enabled softmax quantizers."""
+    for module in transformer.modules():
+        quantizer = getattr(module, _SOFTMAX, None)
+        if quantizer is not None and quantizer.is_enabled:
+            yield quantizer
 
 
-def as_json(layers: list[Layer]) -> list[dict[str, object]]:
-    """The audit as JSON can hold it."""
-    return [asdict(layer) for layer in layers]
-
-
-def _range(amax: float) -> torch.Tensor:
-    """The least range that holds `amax` and whose scale, range / 448, is an FP16 number.
+def representable(amax: Tensor) -> Tensor:
+    """The least range that holds `amax` and whose scale, range / 448, is a normal FP16 number.
 
     The file's scales are FP16. With ranges that FP16 rounds, one value in a hundred would fall on the
     other side of an E4M3 rounding there than here: 1 % of a layer's output.
     """
-    scale = np.float16(amax / E4M3_MAX)
-    if float(scale) * E4M3_MAX < amax or scale == 0:
-        scale = np.nextafter(scale, np.float16(np.inf))
-    return torch.tensor(float(scale) * E4M3_MAX)
+    exact = amax.double() / E4M3_MAX
+    scale = exact.half()
+    above = torch.nextafter(scale, torch.full_like(scale, torch.inf))
+    scale = torch.where(scale.double() < exact, above, scale)
+    return scale.float().clamp(min=_SMALLEST_SCALE) * E4M3_MAX
 
 
-def _enable(quantizer: str) -> dict[str, object]:
-    return {"quantizer_name": quantizer, "cfg": _E4M3, "enable": True}
+def _enable(quantizer: str, axis: int | None = None) -> dict[str, object]:
+    return {"quantizer_name": quantizer, "cfg": {**_E4M3, "axis": axis}, "enable": True}

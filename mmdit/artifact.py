@@ -94,6 +94,11 @@ class Layout:
         return self.root / "onnx" / "tokenizers"
 
     @property
+    def scan(self) -> Path:
+        """The folder of the activations' magnitudes, and of the remedies that they call for."""
+        return self.root / "scan"
+
+    @property
     def calibration(self) -> Path:
         """The folder of the quantizers' measured ranges."""
         return self.root / "calibration"

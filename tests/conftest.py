@@ -27,12 +27,23 @@ def calibration() -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def build(miniature: Path, calibration: dict[str, int], tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """The miniature's exported artifacts: FP16 ONNX files, a short calibration, the FP8 MMDiT."""
-    from export.__main__ import Export
+def scan() -> dict[str, int]:
+    """How much `build` was scanned for overflow: enough to see every operation."""
+    return {"prompts": 1, "steps": 2}
+
+
+@pytest.fixture(scope="session")
+def build(
+    miniature: Path,
+    scan: dict[str, int],
+    calibration: dict[str, int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Layout:
+    """The miniature's artifacts: a short scan, FP16 ONNX files, a short calibration, the FP8 MMDiT."""
+    from export.stages import Export
 
     export = Export(str(miniature), tmp_path_factory.mktemp("build"))
-    export.onnx()
+    export.onnx(**scan)
     export.fp8(**calibration)
     return export.layout
 

@@ -34,7 +34,7 @@ class Graph:
         """Layer, as the transformer names it → its place in the graph, for products with a weight."""
         found = {}
         for node in self.nodes:
-            if node.op_type not in ("MatMul", "Gemm", "Conv"):
+            if node.op_type not in ("MatMul", "Conv"):
                 continue
             weight = self._behind(self._behind(node.input[1], "Transpose"), "DequantizeLinear")
             if weight not in self.constants:

@@ -23,8 +23,9 @@ from huggingface_hub.errors import (
 from safetensors.numpy import load_file, save_file
 
 from export import checkpoint as checkpoint_module
-from export.__main__ import Export, main
+from export.__main__ import main
 from export.modules import load_module
+from export.stages import Export
 from export.tokenizers_from_checkpoint import write_tokenizers
 from mmdit.artifact import MANIFEST, Layout, read_manifest
 from mmdit.errors import CheckpointError, run_command

@@ -1,14 +1,26 @@
 """The calibration prompts, how many of them run, and what their trajectories leave behind."""
 
-import json
+import shutil
 import unicodedata
+from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 
-from export.calibration import CALIBRATION_FILE, read_ranges
-from export.policy import LayerPrecision, rule_for
-from export.prompts import CalibrationSettings, calibration_prompts
+import export.quiet  # noqa: F401  isort: skip
+import torch
+
+from export.calibration import CALIBRATION_FILE, Calibration, read_calibration, write_calibration
+from export.checkpoint import linears
+from export.modules import load_module
+from export.policy import AttentionPrecision, calibrated_layers, calibration_digest, read_policy
+from export.prompts import PROMPTS, CalibrationSettings, calibration_prompts
+from export.remedies import Remedies
+from export.stages import Export
+from export.trajectories import Denoiser, timesteps
+from mmdit.artifact import Layout, read_manifest, sha256
+from mmdit.contract import Precision
 from mmdit.errors import QuantizationError
 from mmdit.family import family_from_checkpoint
 
@@ -57,7 +69,7 @@ def test_the_defaults_run_all_that_the_project_promises(miniature):
     family = family_from_checkpoint(miniature)
     settings = CalibrationSettings.for_family(family, prompts=None, steps=None, batch=None)
     assert settings.prompts >= 128 and settings.steps >= 4
-    assert settings.size == family.default_size
+    assert settings.sizes == ((family.default_size, family.default_size),)
     assert settings.guidance_scale == family.guidance_scale > 1
 
 
@@ -74,36 +86,142 @@ def test_more_prompts_than_there_are_is_refused(miniature):
         CalibrationSettings.for_family(family_from_checkpoint(miniature), prompts=1000)
 
 
-def test_a_calibration_has_a_range_for_each_fp8_product_and_says_what_it_saw(build):
-    """One positive number a layer, over all the steps of a trajectory."""
-    content = json.loads((build.calibration / CALIBRATION_FILE).read_text())
-    ranges = read_ranges(build.calibration)
-    assert len(ranges) == 53
-    assert all(rule_for(layer).precision is LayerPrecision.FP8 for layer in ranges)
-    assert all(0 < amax < 65504 for amax in ranges.values())
-    timesteps = content["timesteps"]
-    assert len(timesteps) == content["settings"]["steps"] == 4
-    assert timesteps == sorted(timesteps, reverse=True) and timesteps[0] == 1000
+@pytest.mark.parametrize("size", [(100, 128), (128, 0), (4096, 128)])
+def test_a_size_that_the_model_cannot_have_is_refused(size, miniature):
+    """Before anything runs; the message names it."""
+    with pytest.raises(QuantizationError, match=f"{size[0]}x{size[1]} cannot be: expected multiples of 16"):
+        CalibrationSettings.for_family(family_from_checkpoint(miniature), sizes=(size,))
 
 
-@pytest.mark.parametrize(
-    ("layer", "precision"),
-    [
-        ("transformer_blocks.0.attn.to_q", LayerPrecision.FP8),
-        ("transformer_blocks.37.attn2.to_out.0", LayerPrecision.FP8),
-        ("transformer_blocks.5.attn.to_add_out", LayerPrecision.FP8),
-        ("transformer_blocks.12.ff_context.net.0.proj", LayerPrecision.FP8),
-        ("transformer_blocks.12.ff.net.2", LayerPrecision.FP8),
-        ("transformer_blocks.23.norm1.linear", LayerPrecision.FP8_WEIGHTS),
-        ("transformer_blocks.23.norm1_context.linear", LayerPrecision.FP8_WEIGHTS),
-        ("norm_out.linear", LayerPrecision.FP16),
-        ("context_embedder", LayerPrecision.FP16),
-        ("time_text_embed.text_embedder.linear_1", LayerPrecision.FP16),
-        ("proj_out", LayerPrecision.FP16),
-    ],
-)
-def test_the_policy_goes_by_a_layers_role(layer, precision):
-    """Whatever the number of its block; and each has a reason."""
-    rule = rule_for(layer)
-    assert rule.precision is precision
-    assert rule.reason
+@pytest.mark.parametrize(("steps", "count"), [(8, 8), (2, 1), (4, 3)])
+def test_timesteps_cover_the_whole_range_evenly(steps, count):
+    """From 1000 down in every batch; together no gap wider than the batches' common spacing."""
+    work = [timesteps(steps, index, count) for index in range(count)]
+    for each in work:
+        assert each[0] == 1000 and each == sorted(each, reverse=True) and len(set(each)) == steps
+    later = sorted(timestep for each in work for timestep in each[1:])
+    gaps = np.diff([0, *later, 1000])
+    spacing = 1000 / (count * (steps - 1))
+    assert gaps[1:-1] == pytest.approx([spacing] * (len(later) - 1))
+    assert [gaps[0], gaps[-1]] == pytest.approx([spacing / 2] * 2)
+
+
+@pytest.fixture(scope="module")
+def calibrated(build) -> Calibration:
+    return Calibration.model_validate_json((build.calibration / CALIBRATION_FILE).read_text())
+
+
+def test_a_calibration_has_a_range_for_each_fp8_product(calibrated, miniature):
+    """One positive number a layer whose input the policy quantizes."""
+    assert sorted(calibrated.amax) == calibrated_layers(read_policy().decide(linears(miniature)))
+    assert len(calibrated.amax) == 53
+    assert all(0 < amax < 65504 for amax in calibrated.amax.values())
+
+
+def test_a_calibration_says_what_it_saw(calibrated, calibration, build):
+    """Settings, hashes, versions, the timesteps, and as many rows of negative prompts as of prompts."""
+    assert calibrated.settings.prompts == calibration["prompts"]
+    assert calibrated.checkpoint == read_manifest(build.calibration).checkpoint
+    assert calibrated.prompts_sha256 == sha256(PROMPTS)
+    assert {"torch", "nvidia-modelopt"} <= calibrated.versions.keys()
+    rows = calibration["prompts"] * calibration["steps"]
+    assert calibrated.rows["prompts"] == calibrated.rows["negative prompts"] == rows
+    assert sum(calibrated.rows["by timestep"].values()) == 2 * rows
+    assert len(calibrated.timesteps) == calibration["steps"]
+
+
+@pytest.fixture
+def calibrate(miniature, build):
+    """A calibration of two batches into a folder."""
+    fingerprint = read_manifest(build.calibration).checkpoint
+    decisions = read_policy().decide(linears(miniature))
+    family = family_from_checkpoint(miniature)
+    settings = CalibrationSettings.for_family(family, prompts=2, steps=2, batch=1)
+
+    def run(folder: Path) -> Calibration:
+        folder.mkdir(exist_ok=True)
+        write_calibration(
+            family, miniature, fingerprint, decisions, AttentionPrecision.FP16, Remedies(), settings, folder
+        )
+        return read_calibration(folder / CALIBRATION_FILE, fingerprint, decisions, AttentionPrecision.FP16)
+
+    return run
+
+
+def test_an_interrupted_calibration_goes_on_and_ends_the_same(calibrate, tmp_path, monkeypatch, capsys):
+    """Stopped in its second batch, it runs only that one again, and finds the same ranges to the last bit."""
+    whole = calibrate(tmp_path / "whole")
+    assert "2 batches × 2 steps = 4 calls of the MMDiT, 2 rows each" in capsys.readouterr().out
+    run_batch = Denoiser.__call__
+    seeds: list[int] = []
+
+    def interrupted(self, batch, *arguments):
+        if len(batch.timesteps) > 1:  # not the call that is timed
+            seeds.append(batch.seed)
+            if len(seeds) == 2:
+                raise KeyboardInterrupt
+        return run_batch(self, batch, *arguments)
+
+    monkeypatch.setattr(Denoiser, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tmp_path / "resumed")
+    assert calibrate(tmp_path / "resumed") == whole
+    assert seeds == [0, 1, 1]
+    out = capsys.readouterr().out
+    assert "goes on after 1 batches" in out and "1 batches × 2 steps = 2 calls" in out
+    assert not list(tmp_path.glob(".calibration*"))
+
+
+def test_a_value_that_is_not_finite_names_the_layer(calibrate, tmp_path, monkeypatch):
+    """An amax of infinity would make every scale that follows worthless."""
+    layer = "transformer_blocks.2.ff.net.2"
+
+    def overflowing(*arguments: object) -> torch.nn.Module:
+        module = load_module(*arguments)
+        module.model.get_submodule(layer).register_forward_pre_hook(lambda _, given: (given[0] * torch.inf,))
+        return module
+
+    monkeypatch.setattr("export.calibration.load_module", overflowing)
+    with pytest.raises(QuantizationError, match=f"{layer}: the calibration met values that are not finite"):
+        calibrate(tmp_path / "calibration")
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "policy"])
+def test_a_calibration_of_another_checkpoint_or_policy_is_refused_with_both_hashes(
+    what, calibrated, miniature, tmp_path
+):
+    """Its ranges may fit by name, and be wrong."""
+    decisions = read_policy().decide(linears(miniature))
+    attention = AttentionPrecision.FP8 if what == "policy" else AttentionPrecision.FP16
+    fingerprint = "0" * 64 if what == "checkpoint" else calibrated.checkpoint
+    path = tmp_path / CALIBRATION_FILE
+    path.write_text(calibrated.model_dump_json())
+    with pytest.raises(QuantizationError) as refused:
+        read_calibration(path, fingerprint, decisions, attention)
+    assert f"made for another {what}" in str(refused.value)
+    hashes = {"checkpoint": (calibrated.checkpoint, "0" * 64)}
+    hashes["policy"] = (calibrated.policy, calibration_digest(decisions, attention))
+    assert all(value in str(refused.value) for value in hashes[what])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"amax": 1}'])
+def test_a_damaged_calibration_is_refused(text, tmp_path):
+    """In one line that names the file."""
+    path = tmp_path / CALIBRATION_FILE
+    path.write_text(text)
+    with pytest.raises(QuantizationError, match=f"{path} is damaged"):
+        read_calibration(path, "", {}, AttentionPrecision.FP16)
+
+
+def test_a_saved_calibration_gives_the_same_file_without_a_forward_pass(
+    build, calibration, miniature, tmp_path, monkeypatch
+):
+    """Byte for byte; nothing denoises."""
+    copied = Layout(str(miniature), tmp_path)
+    for folder in (build.scan, build.onnx("mmdit")):
+        shutil.copytree(folder, copied.root / folder.relative_to(build.root))
+    monkeypatch.setattr("export.trajectories.Denoiser.__init__", None)
+    Export(str(miniature), tmp_path).fp8(calibration=build.calibration / CALIBRATION_FILE)
+    for name in ("model.onnx", "audit.json"):
+        files = [each.onnx("mmdit", Precision.FP8) / name for each in (build, copied)]
+        assert files[0].read_bytes() == files[1].read_bytes()

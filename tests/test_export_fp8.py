@@ -7,19 +7,24 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx_linears import Graph
+from onnx_linears import Graph, Linear
 
 import export.quiet  # noqa: F401  isort: skip
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from export.calibration import read_ranges
-from export.fp8_from_calibration import LAYERS_FILE, quantized_module, write_fp8_onnx
+from export.audit import AUDIT_FILE
+from export.calibration import CALIBRATION_FILE, Calibration
+from export.checkpoint import linears
+from export.fp8_from_calibration import quantized_module, write_fp8_onnx
 from export.modules import load_module
 from export.native_fp8 import native_fp8
-from export.onnx_from_checkpoint import ONNX_FILE, example_inputs
-from mmdit.artifact import read_manifest
+from export.onnx_from_checkpoint import ONNX_FILE
+from export.policy import AttentionPrecision, read_policy
+from export.remedies import Remedies
+from export.tracing import example_inputs
+from export.weights import E4M3_MAX
 from mmdit.contract import Precision, components
 from mmdit.errors import QuantizationError
 from mmdit.family import family_from_checkpoint
@@ -55,7 +60,18 @@ def signature(family):
 
 @pytest.fixture(scope="module")
 def ranges(build):
-    return read_ranges(build.calibration)
+    return Calibration.model_validate_json((build.calibration / CALIBRATION_FILE).read_text()).amax
+
+
+@pytest.fixture(scope="module")
+def quantized(miniature):
+    """Ranges, and a type, to the module with ModelOpt's fake quantization."""
+    decisions = read_policy().decide(linears(miniature))
+
+    def module(ranges: dict[str, float], dtype: torch.dtype = torch.float16) -> nn.Module:
+        return quantized_module(miniature, decisions, AttentionPrecision.FP16, Remedies(), ranges, dtype)
+
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +90,9 @@ def fp16_graph(build):
 
 
 @pytest.fixture(scope="module")
-def fake_quantized(miniature, ranges):
+def fake_quantized(quantized, ranges):
     """ModelOpt's module in FP32, so that its own rounding to FP16 is no part of a comparison."""
-    return quantized_module(miniature, ranges, torch.float32)
+    return quantized(ranges, torch.float32)
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -171,10 +187,8 @@ def test_nearly_all_flops_of_the_blocks_linears_run_on_fp8_weights(
     share = sum(count for name, count in blocks.items() if name in on_fp8) / sum(blocks.values())
     print(f"\n{share:.1%} of the linear FLOPs of the blocks on FP8 weights")
     assert share >= 0.95
-    folder = build.onnx("mmdit", Precision.FP8)
-    assert share == pytest.approx(read_manifest(folder).findings["block_linear_flops_on_fp8_weights"])
-    report = json.loads((folder / LAYERS_FILE).read_text())
-    assert {layer["name"]: layer["flops"] for layer in report} == flops
+    audit = json.loads((build.onnx("mmdit", Precision.FP8) / AUDIT_FILE).read_text())
+    assert {layer["name"]: layer["flops"] for layer in audit["layers"]} == flops
 
 
 def test_quantized_weights_take_half_the_bytes(fp8_graph, fp16_graph):
@@ -230,8 +244,9 @@ def test_quantizers_are_onnxs_own_with_fp16_scales(fp8_model, fp8_graph):
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         scale = fp8_graph.constants[node.input[1]]
-        assert (scale.data_type, list(scale.dims)) == (TensorProto.FLOAT16, [])
-        assert float(numpy_helper.to_array(scale)) > 0
+        assert scale.data_type == TensorProto.FLOAT16
+        assert len(scale.dims) == ("norm1" in node.name)  # AdaLN's weights have one for each channel
+        assert numpy_helper.to_array(scale).min() >= 2**-14
         if node.op_type == "QuantizeLinear":
             zero = fp8_graph.constants[node.input[2]]
             assert (zero.data_type, zero.raw_data) == (TensorProto.FLOAT8E4M3FN, b"\0")
@@ -253,90 +268,95 @@ def test_a_range_is_rounded_up_to_a_scale_that_fp16_holds(fake_quantized, ranges
         assert float(np.float16(amax / 448)) == amax / 448
 
 
+def test_a_channel_of_weights_is_rounded_in_units_of_its_own(fp8_graph, miniature):
+    """AdaLN's weights: E4M3 over each channel's scale, normal in FP16 even where they are tiny."""
+    module = load_module("mmdit", miniature, torch.float16)
+    for name, linear in fp8_graph.linears().items():
+        if "norm1" in name:
+            weight = module.model.get_submodule(name).weight.float()
+            (dequantize,) = fp8_graph.consumers(linear.weight)
+            scale = torch.tensor(numpy_helper.to_array(fp8_graph.constants[dequantize.input[1]]).tolist())
+            assert dequantize.attribute[0].i == 1  # [input, output]
+            wanted = (weight.abs().amax(1) / E4M3_MAX).clamp(min=2**-14)
+            assert ((scale >= wanted) & (scale <= wanted * (1 + 2**-10))).all()
+            stored = fp8_graph.constants[linear.weight]
+            bits = torch.frombuffer(bytearray(stored.raw_data), dtype=torch.uint8)
+            values = bits.view(torch.float8_e4m3fn).float().reshape(*stored.dims).T
+            assert torch.equal(values, (weight / scale[:, None]).to(torch.float8_e4m3fn).float())
+
+
 def test_the_checker_accepts_the_file(build):
     """Valid with shape inference, although the exporter's own shapes had to go."""
     path = build.onnx("mmdit", Precision.FP8) / ONNX_FILE
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def test_the_same_calibration_gives_the_same_bytes(build, miniature, family, signature, ranges, tmp_path):
+def test_the_same_calibration_gives_the_same_bytes(build, quantized, signature, ranges, tmp_path):
     """Nothing of the file depends on the run that made it."""
-    findings = write_fp8_onnx(family, signature, miniature, ranges, tmp_path)
+    write_fp8_onnx(quantized(ranges), signature, tmp_path)
     folder = build.onnx("mmdit", Precision.FP8)
-    for name in (ONNX_FILE, LAYERS_FILE):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    assert findings == read_manifest(folder).findings
+    assert (tmp_path / ONNX_FILE).read_bytes() == (folder / ONNX_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
-def test_a_range_that_can_be_no_scale_is_refused(value, miniature, ranges):
+def test_a_range_that_can_be_no_scale_is_refused(value, quantized, ranges):
     """The message names the layer and the value."""
     layer = "transformer_blocks.1.ff.net.2"
     with pytest.raises(QuantizationError, match=rf"{layer}: .*{value}"):
-        quantized_module(miniature, ranges | {layer: value})
+        quantized(ranges | {layer: value})
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])
-def test_a_calibration_of_other_layers_is_refused(change, miniature, ranges):
-    """A calibration of another policy or checkpoint must not pass in silence."""
+def test_a_calibration_of_other_layers_is_refused(change, quantized, ranges):
+    """A layer without a range, and a range without a layer, are named."""
     layer = "transformer_blocks.0.attn.to_q" if change == "missing" else "proj_out"
     other = {name: value for name, value in ranges.items() if name != layer}
     if change == "unknown":
         other[layer] = 1.0
-    with pytest.raises(QuantizationError, match=rf"does not fit .*{layer}, 1 in all.*calibrate again"):
-        quantized_module(miniature, other)
+    with pytest.raises(QuantizationError, match=rf"^{layer}: the calibration has .*calibrate again"):
+        quantized(other)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_weights_without_a_range_are_refused(value, miniature, quantized, ranges, monkeypatch):
+    """All zero, or not numbers: the message names the layer."""
+    layer = "transformer_blocks.1.ff.net.2"
+
+    def damaged(*arguments: object) -> nn.Module:
+        module = load_module(*arguments)
+        module.model.get_submodule(layer).weight.fill_(value)
+        return module
+
+    monkeypatch.setattr("export.fp8_from_calibration.load_module", damaged)
+    monkeypatch.setattr("export.fp8_from_calibration.check_finite", lambda *_: None)
+    with pytest.raises(QuantizationError, match=rf"{layer}: its weights' largest magnitude is {value}"):
+        quantized(ranges)
 
 
 def test_a_file_that_quantizes_other_layers_than_the_module_is_refused(
-    miniature, family, signature, ranges, tmp_path, monkeypatch
+    quantized, signature, ranges, tmp_path, monkeypatch
 ):
     """Should ModelOpt's export change, the file is not written with a layer left out."""
 
-    def forgetful(model: onnx.ModelProto) -> None:
-        native_fp8(model)
-        next(node for node in model.graph.node if node.op_type == "QuantizeLinear").op_type = "Identity"
+    def forgetful(graph, scales) -> None:
+        native_fp8(graph, scales)
+        nodes = graph.model.graph.node
+        next(node for node in nodes if node.op_type == "QuantizeLinear").op_type = "Identity"
 
     monkeypatch.setattr("export.fp8_from_calibration.native_fp8", forgetful)
     with pytest.raises(QuantizationError, match=r"differ at .*input_quantizer \(1 places\)"):
-        write_fp8_onnx(family, signature, miniature, ranges, tmp_path)
+        write_fp8_onnx(quantized(ranges), signature, tmp_path)
 
 
-def test_layers_whose_weights_the_exporter_merged_each_get_their_own(tmp_path):
-    """Two quantizers over one initializer, of different scales: neither changes the other's weight."""
-    weight = np.arange(8, dtype=np.float16).reshape(2, 4)
-    nodes, scales = [], {"first": 0.5, "second": 1.0}
-    for name, scale in scales.items():
-        constant = numpy_helper.from_array(np.array(scale, np.float16))
-        path = f"/{name}/weight_quantizer"
-        nodes += [
-            helper.make_node("Constant", [], [f"{name}_scale"], value=constant),
-            helper.make_node(
-                "TRT_FP8QuantizeLinear", ["w", f"{name}_scale"], [f"{name}_q"], f"{path}/q", domain="trt"
-            ),
-            helper.make_node(
-                "TRT_FP8DequantizeLinear",
-                [f"{name}_q", f"{name}_scale"],
-                [f"{name}_dq"],
-                f"{path}/dq",
-                domain="trt",
-            ),
-            helper.make_node("Transpose", [f"{name}_dq"], [f"{name}_t"]),
-            helper.make_node("MatMul", ["x", f"{name}_t"], [name]),
-        ]
-    half = TensorProto.FLOAT16
-    graph = helper.make_graph(
-        nodes,
-        "merged",
-        [helper.make_tensor_value_info("x", half, ["rows", 4])],
-        [helper.make_tensor_value_info(name, half, ["rows", 2]) for name in scales],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("trt", 1)]
-    )
-    native_fp8(model)
-    onnx.checker.check_model(model, full_check=True)
-    x = np.eye(4, dtype=np.float16)
-    for result in session(model).run(list(scales), {"x": x}):
-        np.testing.assert_array_equal(result, weight.T)
-    assert "w" not in {tensor.name for tensor in model.graph.initializer}
+def test_layers_with_equal_weights_each_store_their_own(quantized, signature, ranges, tmp_path):
+    """TorchScript's exporter merges equal weights, and two quantizers of different ranges would share one."""
+    module = quantized(ranges)
+    first, second = (module.model.transformer_blocks[n].attn.to_q for n in (0, 1))
+    second.weight.copy_(first.weight)
+    second.weight_quantizer.amax = 2 * first.weight_quantizer.amax
+    write_fp8_onnx(module, signature, tmp_path)
+    graph = Graph(onnx.load(tmp_path / ONNX_FILE))
+    stored = [graph.linears()[f"transformer_blocks.{n}.attn.to_q"].weight for n in (0, 1)]
+    assert stored[0] != stored[1]
+    bits = [np.frombuffer(graph.constants[name].raw_data, np.uint8) for name in stored]
+    assert (bits[0] != bits[1]).mean() > 0.9

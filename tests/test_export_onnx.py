@@ -15,9 +15,11 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from onnx import TensorProto, numpy_helper
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from export import onnx_from_checkpoint
+from export import weights
 from export.checkpoint import MINIATURE
-from export.onnx_from_checkpoint import ONNX_FILE, OPSET, write_onnx
+from export.onnx_from_checkpoint import ONNX_FILE, write_onnx
+from export.remedies import Remedies
+from export.tracing import OPSET
 from miniature.grammar import caption
 from miniature.scenes import scenes
 from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Dtype, components, dims_at
@@ -252,8 +254,8 @@ def test_attention_is_what_tensorrt_fuses(component, graphs):
 
 def test_weights_lie_beside_a_graph_that_passes_the_limit(miniature, signatures, run, tmp_path, monkeypatch):
     """One file of weights, found by ONNX Runtime, with the same numbers as a single file."""
-    monkeypatch.setattr(onnx_from_checkpoint, "EXTERNAL_DATA_BYTES", 100_000)
-    write_onnx("mmdit", signatures["mmdit"], miniature, tmp_path)
+    monkeypatch.setattr(weights, "EXTERNAL_DATA_BYTES", 100_000)
+    write_onnx("mmdit", signatures["mmdit"], miniature, Remedies(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [ONNX_FILE, f"{ONNX_FILE}.data"]
     assert (tmp_path / ONNX_FILE).stat().st_size < (tmp_path / f"{ONNX_FILE}.data").stat().st_size / 10
     inputs = random_inputs(signatures["mmdit"], 1, (80, 112))
@@ -265,4 +267,4 @@ def test_a_graph_that_the_checker_refuses_is_refused(tmp_path):
     """No file that is not ONNX gets a name and a manifest."""
     nothing = onnx.helper.make_model(onnx.helper.make_graph([onnx.NodeProto(op_type="Nothing")], "g", [], []))
     with pytest.raises(EngineError, match="not a valid ONNX model"):
-        onnx_from_checkpoint.save_onnx(nothing, tmp_path / ONNX_FILE)
+        weights.save(weights.Graph(nothing, {}, {}), tmp_path / ONNX_FILE, "nothing")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from export.__main__ import Export
+from export.stages import Export
 from mmdit.artifact import MANIFEST, Layout, read_manifest
 from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
-ARTIFACTS = ("tokenizers", *(f"onnx {component}" for component in COMPONENTS))
+ARTIFACTS = ("tokenizers", "scan", *(f"onnx {component}" for component in COMPONENTS))
 FP8_ARTIFACTS = ("calibration", "onnx-fp8 mmdit")
 
 
@@ -34,28 +34,39 @@ def up_to_date(*labels: str) -> list[str]:
     return [f"{label}: up to date" for label in labels]
 
 
-def test_an_interrupted_export_recovers(miniature, tmp_path):
+def options(**settings: dict[str, int]) -> list[str]:
+    """Settings as they are given on the command line."""
+    return [
+        word
+        for what, values in settings.items()
+        for name, value in values.items()
+        for word in (f"--{what}-{name}", str(value))
+    ]
+
+
+def test_an_interrupted_export_recovers(miniature, scan, tmp_path):
     """Killed half-way, it leaves whole artifacts or none, and the next run makes the rest."""
     command = [sys.executable, "-m", "export", "onnx", "--model", miniature, "--build", tmp_path]
+    command += options(scan=scan)
     onnx = Layout(str(miniature), tmp_path).tokenizers.parent
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not ((onnx / "tokenizers").is_dir() and partial_folders(tmp_path)):
+    deadline = time.monotonic() + 120
+    while not ((onnx / "tokenizers").is_dir() and partial_folders(onnx)):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    assert partial_folders(tmp_path)
+    assert partial_folders(onnx)
     made = sorted(path.name for path in onnx.iterdir() if not path.name.startswith("."))
-    assert "tokenizers" in made and len(made) < len(ARTIFACTS)
+    assert "tokenizers" in made and len(made) < len(ARTIFACTS) - 1
     before = {name: (onnx / name / MANIFEST).stat().st_ino for name in made}
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert all(": 3/3 of load, trace, save" in line for line in again.stderr.splitlines())
     for label in ARTIFACTS:
-        kept = label.split()[-1] in made
+        kept = label.split()[-1] in ("scan", *made)
         assert (f"{label}: up to date" in again.stdout) is kept
         assert (f"{label}: making it" in again.stdout) is not kept
     assert {name: (onnx / name / MANIFEST).stat().st_ino for name in made} == before
@@ -64,10 +75,10 @@ def test_an_interrupted_export_recovers(miniature, tmp_path):
         assert {path.name for path in folder.iterdir()} == {MANIFEST, *read_manifest(folder).files}
 
 
-def test_nothing_is_remade_when_nothing_changed(build, calibration, miniature, capsys):
+def test_nothing_is_remade_when_nothing_changed(build, scan, calibration, miniature, capsys):
     """Each artifact says so."""
     export = Export(str(miniature), build.root.parent)
-    export.onnx()
+    export.onnx(**scan)
     assert capsys.readouterr().out.splitlines() == up_to_date(*ARTIFACTS)
     export.fp8(**calibration)
     lines = capsys.readouterr().out.splitlines()
@@ -76,17 +87,14 @@ def test_nothing_is_remade_when_nothing_changed(build, calibration, miniature, c
 
 
 @pytest.mark.parametrize("stage", ["onnx", "fp8", "--help"])
-def test_torch_is_not_loaded_when_there_is_nothing_to_make(stage, build, calibration, miniature):
+def test_torch_is_not_loaded_when_there_is_nothing_to_make(stage, build, scan, calibration, miniature):
     """A second `make demo` should take seconds; importing torch and diffusers takes ten."""
-    options = ["--model", str(miniature), "--build", str(build.root.parent)]
-    if stage == "fp8":
-        options += [
-            word for key, value in calibration.items() for word in (f"--calibration-{key}", str(value))
-        ]
+    words = [stage, "--model", str(miniature), "--build", str(build.root.parent)]
+    words += options(calibration=calibration) if stage == "fp8" else options(scan=scan)
     code = f"""
 import sys
 from export.__main__ import main
-sys.argv = {["export", stage, *options]!r}
+sys.argv = {["export", *words]!r}
 try:
     main()
 except SystemExit:
@@ -108,11 +116,11 @@ print({{"torch", "diffusers", "transformers", "modelopt", "onnx"}} & set(sys.mod
     ],
     ids=["a byte changed", "a file gone", "no manifest", "a damaged manifest"],
 )
-def test_a_changed_artifact_is_noticed_and_remade(damage, reason, build, copy, miniature, capsys):
+def test_a_changed_artifact_is_noticed_and_remade(damage, reason, build, copy, scan, miniature, capsys):
     """Only that one, with the reason, and the same file as before."""
     folder = copy.onnx("clip_l")
     damage(folder)
-    Export(str(miniature), copy.root.parent).onnx()
+    Export(str(miniature), copy.root.parent).onnx(**scan)
     lines = capsys.readouterr().out.splitlines()
     (making,) = [line for line in lines if "making it" in line]
     assert making.startswith("onnx clip_l: making it (") and reason in making
@@ -143,7 +151,7 @@ def test_another_calibration_remakes_the_fp8_file(build, calibration, copy, mini
     assert (folders[0] / path).read_bytes() != (folders[1] / path).read_bytes()
 
 
-def test_an_error_while_remaking_keeps_the_old_artifact(copy, miniature, monkeypatch):
+def test_an_error_while_remaking_keeps_the_old_artifact(copy, scan, miniature, monkeypatch):
     """What was there stays usable until something whole can take its place."""
     folder = copy.onnx("clip_l")
     flip_a_byte(folder / "model.onnx")
@@ -154,6 +162,6 @@ def test_an_error_while_remaking_keeps_the_old_artifact(copy, miniature, monkeyp
 
     monkeypatch.setattr("export.onnx_from_checkpoint.load_module", fail)
     with pytest.raises(CheckpointError):
-        Export(str(miniature), copy.root.parent).onnx()
+        Export(str(miniature), copy.root.parent).onnx(**scan)
     assert (folder / "model.onnx").read_bytes() == before
     assert not partial_folders(copy.root)

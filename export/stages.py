@@ -1,0 +1,272 @@
+"""The stages of one checkpoint's export, each an artifact that is remade only when it must be.
+
+Heavy libraries are loaded only for what must be remade.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from export.checkpoint import checkpoint_files, checkpoint_folder, linears
+from export.policy import (
+    AttentionPrecision,
+    Rule,
+    calibration_digest,
+    read_policy,
+    with_islands,
+)
+from export.prompts import PROMPTS, SCAN, CalibrationSettings
+from export.remedies import Remedies
+from mmdit.artifact import (
+    BUILD,
+    Layout,
+    Manifest,
+    code_digest,
+    digest,
+    fingerprint,
+    require,
+    sha256,
+    shown,
+    versions,
+    whole,
+)
+from mmdit.contract import COMPONENTS, Precision, Signature, components
+from mmdit.errors import ArtifactError
+from mmdit.family import Family, family_from_checkpoint
+from mmdit.shapes import shape_set
+
+_TOOLS = ("torch", "diffusers", "transformers", "onnx")
+_FP8_TOOLS = (*_TOOLS, "nvidia-modelopt")
+
+
+class Export:
+    """The export of one checkpoint."""
+
+    def __init__(
+        self, model: str, build: Path = BUILD, variant: str | None = None, t5_tokens: int = 256
+    ) -> None:
+        """Find the checkpoint, read its family, hash its files.
+
+        Raises CheckpointError or ContractError.
+        """
+        self.layout = Layout(model, build)
+        self.checkpoint = checkpoint_folder(model)
+        self.family: Family = family_from_checkpoint(
+            self.checkpoint, name=self.layout.name, variant=variant, t5_tokens=t5_tokens
+        )
+        self.signatures: dict[str, Signature] = components(self.family, shape_set(self.family))
+        files = checkpoint_files(self.checkpoint)
+        self.hashes = {part: fingerprint(paths, self.checkpoint) for part, paths in files.items()}
+        self.fingerprint = digest(self.hashes)
+
+    def scan(self, **given: Any) -> dict[str, Remedies]:
+        """Find what FP16 cannot hold; returns each component's remedies."""
+        settings = CalibrationSettings.for_family(self.family, **{**SCAN, **given})
+
+        def write(folder: Path) -> dict[str, Any]:
+            from export.scan import read_remedies, write_scan
+
+            write_scan(self.family, self.checkpoint, settings, folder)
+            found = read_remedies(folder)
+            return {"remedies": {name: each.model_dump(mode="json") for name, each in found.items()}}
+
+        self._make(
+            "scan",
+            self.layout.scan,
+            self._manifest("scan", self._all_inputs(), _TOOLS, **settings.model_dump(mode="json")),
+            write,
+        )
+        return self.remedies
+
+    @cached_property
+    def remedies(self) -> dict[str, Remedies]:
+        """Component → its remedies, from the scan."""
+        found = require(self.layout.scan, f"make onnx MODEL={self.layout.model}").findings["remedies"]
+        return {name: Remedies.model_validate(each) for name, each in found.items()}
+
+    def onnx(self, **given: Any) -> None:
+        """Make the tokenizers and one FP16 ONNX file per component; `given` are the scan's settings."""
+
+        def write_tokenizers(folder: Path) -> None:
+            from export.tokenizers_from_checkpoint import write_tokenizers
+
+            write_tokenizers(self.family, self.checkpoint, folder)
+
+        self._make(
+            "tokenizers",
+            self.layout.tokenizers,
+            self._manifest("tokenizers", self.hashes["pipeline"], ("transformers", "tokenizers")),
+            write_tokenizers,
+        )
+        self.scan(**given)
+        for component in COMPONENTS:
+            remedies = self.remedies[component]
+
+            def write_component(
+                folder: Path, component: str = component, remedies: Remedies = remedies
+            ) -> None:
+                from export.onnx_from_checkpoint import write_onnx
+
+                write_onnx(component, self.signatures[component], self.checkpoint, remedies, folder)
+
+            self._make(
+                f"onnx {component}",
+                self.layout.onnx(component),
+                self._manifest(
+                    "onnx",
+                    self.hashes[component],
+                    _TOOLS,
+                    component=component,
+                    remedies=remedies.model_dump(mode="json"),
+                ),
+                write_component,
+            )
+
+    def fp8(
+        self,
+        *,
+        policy: Path | None = None,
+        target: str = "auto",
+        calibration: Path | None = None,
+        **given: Any,
+    ) -> None:
+        """Calibrate, or take the saved `calibration`, and make the MMDiT's FP8 ONNX file and its audit.
+
+        `policy` is a file of rules that go before the project's; `given` are calibration settings.
+        """
+        onnx = self.layout.onnx("mmdit")
+        command = f"make onnx MODEL={self.layout.model}"
+        if require(onnx, command).checkpoint != self.fingerprint:
+            raise ArtifactError(f"{onnx} was made from another checkpoint: run `{command}` first")
+        decisions, attention = self._decisions(policy, target)
+        self._calibrate(decisions, attention, calibration, given)
+        calibration_files = require(self.layout.calibration, "make fp8").files
+        folder = self.layout.onnx("mmdit", Precision.FP8)
+
+        def write_fp8(partial: Path) -> dict[str, float]:
+            from export.audit import write_audit
+            from export.calibration import CALIBRATION_FILE, read_calibration
+            from export.fp8_from_calibration import quantized_module, write_fp8_onnx
+
+            saved = self.layout.calibration / CALIBRATION_FILE
+            ranges = read_calibration(saved, self.fingerprint, decisions, attention).amax
+            module = quantized_module(self.checkpoint, decisions, attention, self.remedies["mmdit"], ranges)
+            write_fp8_onnx(module, self.signatures["mmdit"], partial)
+            return write_audit(partial, self.family, decisions, attention, self.remedies)
+
+        self._make(
+            "onnx-fp8 mmdit",
+            folder,
+            self._manifest(
+                "onnx",
+                {**self.hashes["mmdit"], **calibration_files},
+                _FP8_TOOLS,
+                component="mmdit",
+                policy=digest([[name, rule.model_dump(mode="json")] for name, rule in decisions.items()]),
+                attention=attention.value,
+                remedies={name: each.model_dump(mode="json") for name, each in self.remedies.items()},
+            ),
+            write_fp8,
+        )
+        found = require(folder, "make fp8").findings
+        print(
+            f"  {found['fp8_layers']} layers in FP8, {found['fp8_weight_layers']} with FP8 weights, "
+            f"{found['fp16_layers']} in FP16, {found['fp32_layers']} in FP32\n"
+            f"  FP8 runs {found['linear_flops_in_fp8']:.1%} of the linear FLOPs and "
+            f"{found['all_flops_in_fp8']:.1%} of all; "
+            f"weights take {found['weight_bytes'] / found['weight_bytes_fp16']:.1%} of FP16's bytes\n"
+            f"  each layer: {shown(folder / 'audit.html')}"
+        )
+
+    def _decisions(self, policy: Path | None, target: str) -> tuple[dict[str, Rule], AttentionPrecision]:
+        """What the policy says about each layer, the scan's FP32 islands put in, and about attention."""
+        chosen = read_policy(policy)
+        islands = {
+            island.module.removeprefix("model").removeprefix("."): island.reason
+            for island in self.remedies["mmdit"].islands
+        }
+        decisions = with_islands(chosen.decide(linears(self.checkpoint)), islands)
+        return decisions, chosen.attention_on(target)
+
+    def _calibrate(
+        self,
+        decisions: dict[str, Rule],
+        attention: AttentionPrecision,
+        saved: Path | None,
+        given: dict[str, Any],
+    ) -> None:
+        folder = self.layout.calibration
+        settings = CalibrationSettings.for_family(self.family, **given)
+
+        def write(partial: Path) -> None:
+            from export.calibration import CALIBRATION_FILE, read_calibration, write_calibration
+
+            if saved is not None:
+                read_calibration(saved, self.fingerprint, decisions, attention)
+                (partial / CALIBRATION_FILE).write_bytes(saved.read_bytes())
+                return
+            remedies = self.remedies["mmdit"]
+            write_calibration(
+                self.family,
+                self.checkpoint,
+                self.fingerprint,
+                decisions,
+                attention,
+                remedies,
+                settings,
+                partial,
+            )
+
+        policy = calibration_digest(decisions, attention)
+        if saved is not None:
+            if not saved.is_file():
+                raise ArtifactError(f"CALIBRATION={saved} is no file: give a saved calibration.json")
+            manifest = self._manifest("calibration", {saved.name: sha256(saved)}, (), policy=policy)
+        else:
+            manifest = self._manifest(
+                "calibration",
+                self._all_inputs(),
+                _FP8_TOOLS,
+                policy=policy,
+                remedies=self.remedies["mmdit"].model_dump(mode="json"),
+                **settings.model_dump(mode="json"),
+            )
+        self._make("calibration", folder, manifest, write)
+
+    def _all_inputs(self) -> dict[str, str]:
+        """Every file of the checkpoint, and the prompts."""
+        files = {name: value for part in self.hashes.values() for name, value in part.items()}
+        return {**files, PROMPTS.name: sha256(PROMPTS)}
+
+    def _manifest(
+        self, kind: str, made_from: dict[str, str], tools: tuple[str, ...], **settings: Any
+    ) -> Manifest:
+        return Manifest(
+            kind=kind,
+            checkpoint=self.fingerprint,
+            made_from=made_from,
+            settings={
+                "family": self.family.model_dump(mode="json"),
+                "code": code_digest(Path(__file__).parent),
+                **settings,
+            },
+            versions=versions(*tools),
+        )
+
+    def _make(
+        self,
+        label: str,
+        folder: Path,
+        manifest: Manifest,
+        write: Callable[[Path], dict[str, Any] | None],
+    ) -> None:
+        """Make one artifact, or say that it is up to date."""
+        reason = manifest.reason_to_rebuild(folder)
+        if reason is None:
+            print(f"{label}: up to date")
+            return
+        print(f"{label}: making it ({reason})", flush=True)
+        with whole(folder, manifest) as partial:
+            manifest.findings = write(partial) or {}
+        print(f"{label}: {shown(folder)}", flush=True)

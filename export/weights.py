@@ -1,0 +1,104 @@
+"""The weights of an ONNX file: what each initializer is made from, written one at a time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from mmdit.errors import EngineError
+from mmdit.progress import Progress
+
+E4M3_MAX = 448.0  # the largest number of E4M3
+EXTERNAL_DATA_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; leave room for the graph itself
+_EXTERNAL_TENSOR_BYTES = 1024  # smaller ones stay in the graph
+_ALIGNMENT = 4096  # a page, so that a runtime can map each weight
+
+
+@dataclass(frozen=True)
+class Weight:
+    """How an initializer is made from a tensor of the module.
+
+    With `scale`, a scalar or one number for each output channel, it is stored as E4M3 in its units.
+    """
+
+    source: str
+    transposed: bool = False
+    scale: Tensor | None = None
+
+
+@dataclass
+class Graph:
+    """A model whose initializers have no data yet, and what they are made from.
+
+    `weights`: initializer → how it is made; an initializer that is not among them has its data.
+    """
+
+    model: onnx.ModelProto
+    weights: dict[str, Weight]
+    tensors: dict[str, Tensor]
+
+    def bytes_of(self, name: str) -> bytes:
+        """An initializer's data."""
+        weight = self.weights[name]
+        tensor = self.tensors[weight.source]
+        if weight.scale is not None:
+            scale = weight.scale.float()
+            # One rounding, of the quotient in FP32.
+            values = tensor.float() / (scale if scale.ndim == 0 else scale[:, None])
+            tensor = values.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
+        if weight.transposed:
+            tensor = tensor.T
+        data: bytes = tensor.contiguous().numpy().tobytes()
+        return data
+
+
+def save(graph: Graph, path: Path, label: str) -> None:
+    """Write a model; its weights in one file beside it when together they pass protobuf's limit.
+
+    Holds one weight at a time besides the module's own in the second case. Raises EngineError when the
+    checker refuses the file.
+    """
+    initializers = graph.model.graph.initializer
+    sizes = {tensor.name: _bytes(tensor) for tensor in initializers}
+    if sum(sizes.values()) <= EXTERNAL_DATA_BYTES:
+        for tensor in initializers:
+            if tensor.name in graph.weights:
+                tensor.raw_data = graph.bytes_of(tensor.name)
+    else:
+        data = path.with_name(f"{path.name}.data")
+        megabytes = sum(sizes.values()) >> 20
+        with data.open("wb") as stream, Progress(f"{label}: writing", megabytes, "MB") as progress:
+            for tensor in initializers:
+                if tensor.name not in graph.weights:
+                    continue
+                content = graph.bytes_of(tensor.name)
+                if len(content) < _EXTERNAL_TENSOR_BYTES:
+                    tensor.raw_data = content
+                    continue
+                stream.seek(-stream.tell() % _ALIGNMENT, 1)
+                tensor.data_location = TensorProto.EXTERNAL
+                place = {"location": data.name, "offset": stream.tell(), "length": len(content)}
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+                stream.write(content)
+                progress.update(stream.tell() >> 20)
+    onnx.save_model(graph.model, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise EngineError(f"{path} is not a valid ONNX model: {error}") from None
+
+
+def _bytes(tensor: TensorProto) -> int:
+    if tensor.raw_data:
+        return len(tensor.raw_data)
+    size = (
+        1
+        if tensor.data_type == TensorProto.FLOAT8E4M3FN
+        else onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    )
+    return size * int(np.prod(tensor.dims, dtype=np.int64))
