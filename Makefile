@@ -1,5 +1,5 @@
 # The targets stand in the order in which data flows:
-#   checkpoint ──▶ onnx ──▶ fp8 ──▶ engines ──▶ repository ──▶ serve ◀── generate
+#   checkpoint ──▶ onnx ──▶ fp8 ──▶ engines ──▶ gate ──▶ repository ──▶ serve ◀── generate
 # Each is remade only when what it was made from has changed; the stages say why.
 
 # a checkpoint's folder, a hub id, or "miniature"
@@ -8,6 +8,8 @@ MODEL ?= miniature
 TARGET ?= auto
 # of the MMDiT: fp8 or fp16
 PRECISION ?= fp8
+# 1: package FP8 engines whose quality gate failed or was not run, and say so in the manifest
+ACCEPT_QUALITY ?=
 # 3.11 or 3.12, on Linux x86-64
 PYTHON ?= python3
 
@@ -31,7 +33,13 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 # A variable as one word of the shell, as it was given: neither make nor the shell expands what is in it.
 quoted = '$(subst ','\'',$(value $(1)))'
-CHOSEN = --model $(call quoted,MODEL) --target $(call quoted,TARGET) --precision $(PRECISION)
+MODEL_AND_TARGET = --model $(call quoted,MODEL) --target $(call quoted,TARGET)
+CHOSEN = $(MODEL_AND_TARGET) --precision $(PRECISION)
+# of the quality gate, passed on only when they are given
+GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count)
+# FP8 is packaged once its gate is passed, or without it when that was asked for by name
+PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality)
+JUDGED = $(if $(filter fp8,$(PRECISION)),$(if $(ACCEPT_QUALITY),engines,gate),engines)
 # variables of a request, passed on only when they are given
 given = $(if $(value $(1)),--$(2)=$(call quoted,$(1)))
 # the same of one that has a default here
@@ -41,10 +49,10 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup target onnx fp8 engines repository serve generate evaluate bench train test lint clean
+.PHONY: help demo setup target onnx fp8 engines both-engines gate report repository serve generate evaluate bench train test lint clean
 
-demo: engines ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
-	@$(RUN) -m serve demo $(CHOSEN) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
+demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
+	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
 
 setup: $(READY) ## install what everything needs into .venv (the other targets do it by themselves)
 
@@ -78,8 +86,19 @@ fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX
 engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
 	@$(RUN) -m engines $(CHOSEN)
 
-repository: engines ## engines to a Triton model repository
-	@$(RUN) -m serve package $(CHOSEN)
+gate: both-engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
+	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE))
+
+report: both-engines ## one page about FP8, whatever the gate's verdict: pictures, errors, layers, sizes
+	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE) --report-only)
+	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality report $(MODEL_AND_TARGET))
+
+both-engines: engines # FP8 is judged beside FP16
+	@$(if $(filter fp8,$(PRECISION)),set -o pipefail; \
+	$(RUN) -m engines $(MODEL_AND_TARGET) --precision fp16 | sed -un '/: building/p')
+
+repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1)
+	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)
 
 serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT=
 	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) \
@@ -90,12 +109,12 @@ generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT=
 
 evaluate: $(READY) ## score the miniature's served pictures of 200 captions in FP16 and FP8, with a page of them
 	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp16
-	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp8
+	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp8 ACCEPT_QUALITY=1
 	@$(RUN) -m miniature evaluate --target $(call quoted,TARGET)
 
 bench: $(READY) ## the miniature's picture through Triton, timed beside diffusers
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
-	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8
+	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
 	@$(RUN) -m tests.benchmarks.picture
 
 train: $(READY) ## train the miniature for MINUTES, from where it stopped, in training/

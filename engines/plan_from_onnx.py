@@ -67,7 +67,7 @@ def plan_from_onnx(
     # CUDA numbers GPUs by speed unless told otherwise, NVML (which found `gpu`) by bus.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     start = time.monotonic()
-    with _explained(source.component):
+    with explained(source.component, "built no engine"):
         import tensorrt as trt
 
         serialized = _build(trt, source, signature, shapes, options, timing_caches, gpu)
@@ -210,8 +210,8 @@ def _interrupted_gently() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def _explained(component: str) -> Iterator[None]:
-    """Warnings of TensorRT go to stderr; its errors become the text of an EngineError."""
+def explained(component: str, what: str) -> Iterator[None]:
+    """Warnings of TensorRT go to stderr; its errors become an EngineError that says `what` failed."""
     errors: list[str] = []
 
     class Handler(logging.Handler):
@@ -235,9 +235,9 @@ def _explained(component: str) -> Iterator[None]:
         causes = list(dict.fromkeys(errors)) or [f"{type(error).__name__}: {error}"]
         cause = "; ".join(" ".join(text.split()) for text in causes[:4])
         way_out = ""
-        if any(word in cause.lower() for word in _MEMORY_WORDS):
+        if what == "built no engine" and any(word in cause.lower() for word in _MEMORY_WORDS):
             way_out = (
                 ". Building takes about twice the memory of running: free the GPU, bound the build "
                 "with --workspace-gib, or choose a smaller shape set with --shapes"
             )
-        raise EngineError(f"{component}: TensorRT built no engine: {cause}{way_out}") from error
+        raise EngineError(f"{component}: TensorRT {what}: {cause}{way_out}") from error

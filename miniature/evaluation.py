@@ -7,7 +7,6 @@ Beside them the same captions and the same noise through diffusers in FP32: the 
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from numpy.typing import NDArray
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import peak_signal_noise_ratio
 
-from miniature.grammar import caption
 from miniature.page import page
 from miniature.reader import read, score
-from miniature.scenes import Scene, draw, scenes
+from miniature.scenes import draw, scenes
+from miniature.tasks import Task, scores, tasks
 from miniature.vae_training import reconstruct
 from mmdit.artifact import Layout, shown
 from mmdit.contract import Precision
@@ -29,6 +28,7 @@ from mmdit.errors import MmditError
 from mmdit.family import family_from_checkpoint
 from mmdit.progress import Progress
 from mmdit.target import find_gpu, has_fp8, resolve, tensorrt_version
+from quality.metrics import similarity
 from serve.client import Client
 from serve.launcher import Ports, running
 
@@ -44,35 +44,6 @@ SSIM = 0.97
 VAE = {"psnr_db": 30.0, "shape": 0.95}
 
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A held-out scene, a caption of it, and the seed of the noise."""
-
-    scene: Scene
-    caption: str
-    seed: int
-    height: int = 128
-    width: int = 128
-
-
-def tasks(count: int, height: int = 128, width: int = 128) -> list[Task]:
-    """The first `count` held-out captions, the same every time: a third single objects, the rest pairs.
-
-    Raises MmditError when there are not so many.
-    """
-    unseen = [scene for scene in scenes() if scene.held_out]
-    rng = np.random.default_rng([20, height, width])
-    single = [scene for scene in unseen if len(scene.objects) == 1]
-    double = [scene for scene in unseen if len(scene.objects) == 2]
-    most = 3 * len(single)
-    if not 1 <= count <= most:
-        raise MmditError(f"--captions {count} is out of range: expected 1 to {most}")
-    ones = iter([single[index] for index in rng.permutation(len(single))])
-    twos = iter([double[index] for index in rng.permutation(len(double))])
-    chosen = [next(ones) if number % 3 == 0 else next(twos) for number in range(count)]
-    return [Task(scene, caption(scene, rng), seed, height, width) for seed, scene in enumerate(chosen)]
 
 
 def evaluate(build: Path, out: Path, checkpoint: Path, *, target: str, captions: int) -> None:
@@ -106,8 +77,8 @@ def evaluate(build: Path, out: Path, checkpoint: Path, *, target: str, captions:
         "captions": len(work),
         "steps": STEPS,
         "guidance_scale": guidance,
-        "scores": {name: _scores(pictures, work) for name, pictures in made.items()},
-        "other_sizes": _scores(elsewhere, others),
+        "scores": {name: scores(pictures, work) for name, pictures in made.items()},
+        "other_sizes": scores(elsewhere, others),
         "ssim": {
             f"{one} against {other}": _spread(
                 [similarity(a, b) for a, b in zip(made[one], made[other], strict=True)]
@@ -133,14 +104,14 @@ def evaluate(build: Path, out: Path, checkpoint: Path, *, target: str, captions:
 
 def demands(results: dict[str, Any]) -> dict[str, bool]:
     """What was asked for → whether it was reached."""
-    scores, vae = results["scores"], results["vae"]
+    reached, vae = results["scores"], results["vae"]
     found = {
-        f"{what.replace('_', ' ')} ≥ {low:.0%} in FP16": scores["fp16"][what] >= low
+        f"{what.replace('_', ' ')} ≥ {low:.0%} in FP16": reached["fp16"][what] >= low
         for what, low in ASKED.items()
     }
-    if "fp8" in scores:
+    if "fp8" in reached:
         for what in ASKED:
-            kept = scores["fp8"][what] >= scores["fp16"][what] - LOST
+            kept = reached["fp8"][what] >= reached["fp16"][what] - LOST
             found[f"{what.replace('_', ' ')} in FP8 within {100 * LOST:.0f} points"] = kept
         found[f"mean SSIM of FP8 ≥ {SSIM}"] = results["ssim"]["fp8 against fp16"]["mean"] >= SSIM
     found[f"VAE ≥ {VAE['psnr_db']:.0f} dB"] = vae["psnr_db"] >= VAE["psnr_db"]
@@ -151,8 +122,8 @@ def demands(results: dict[str, Any]) -> dict[str, bool]:
 def summary(results: dict[str, Any]) -> list[str]:
     """The scores as lines to print, and what was not reached."""
     lines = []
-    for name, scores in (*results["scores"].items(), ("fp16, other sizes", results["other_sizes"])):
-        parts = [f"{what.replace('_', ' ')} {100 * value:.1f} %" for what, value in scores.items()]
+    for name, shares in (*results["scores"].items(), ("fp16, other sizes", results["other_sizes"])):
+        parts = [f"{what.replace('_', ' ')} {100 * value:.1f} %" for what, value in shares.items()]
         lines.append(f"{name}: " + ", ".join(parts))
     for name, spread in results["ssim"].items():
         parts = [f"{what} {value:.4f}" for what, value in spread.items()]
@@ -162,21 +133,6 @@ def summary(results: dict[str, Any]) -> list[str]:
     missed = [name for name, reached in results["demands"].items() if not reached]
     lines.append(f"not reached: {'; '.join(missed)}" if missed else "everything that was asked is reached")
     return lines
-
-
-def similarity(one: Picture, other: Picture) -> float:
-    """SSIM of two uint8 pictures, with the Gaussian window of 11 pixels of Wang et al. (2004)."""
-    return float(
-        structural_similarity(
-            one,
-            other,
-            channel_axis=2,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
 
 
 def _served(url: str, work: list[Task], label: str) -> Iterator[Picture]:
@@ -218,25 +174,6 @@ def _reference(checkpoint: Path, work: list[Task], guidance: float, batch: int =
                 yield (image * 255).round().astype(np.uint8)
 
 
-def _scores(pictures: list[Picture], work: list[Task]) -> dict[str, float]:
-    read_as = [score(read(picture), task.scene) for picture, task in zip(pictures, work, strict=True)]
-    count = sum(each.count for each in read_as)
-    pairs = [each for each, task in zip(read_as, work, strict=True) if len(task.scene.objects) == 2]
-
-    def share(field: str) -> float:
-        return sum(getattr(each, field) for each in read_as) / count
-
-    return {
-        "colour": share("colour"),
-        "shape": share("shape"),
-        "size": share("size"),
-        "place": share("place"),
-        "both_places": sum(each.place == each.count for each in pairs) / len(pairs) if pairs else 1.0,
-        "background": sum(each.background for each in read_as) / len(read_as),
-        "everything": sum(each.whole for each in read_as) / len(read_as),
-    }
-
-
 def _spread(values: list[float]) -> dict[str, float]:
     return {
         "mean": float(np.mean(values)),
@@ -253,8 +190,8 @@ def _vae(checkpoint: Path, count: int = 200) -> dict[str, float]:
     chosen = [unseen[index] for index in rng.permutation(len(unseen))[:count]]
     drawn = [draw(scene, 128, 128, rng) for scene in chosen]
     made = reconstruct(vae, drawn)
-    scores = [score(read(picture), scene) for picture, scene in zip(made, chosen, strict=True)]
+    read_as = [score(read(picture), scene) for picture, scene in zip(made, chosen, strict=True)]
     return {
         "psnr_db": float(np.mean([peak_signal_noise_ratio(a, b) for a, b in zip(drawn, made, strict=True)])),
-        "shape": sum(each.shape for each in scores) / sum(each.count for each in scores),
+        "shape": sum(each.shape for each in read_as) / sum(each.count for each in read_as),
     }

@@ -11,7 +11,8 @@ from PIL import Image
 from miniature.reader import read, score
 
 if TYPE_CHECKING:
-    from miniature.evaluation import Picture, Task
+    from miniature.evaluation import Picture
+    from miniature.tasks import Task
 
 MEANINGS = {
     "colour": "objects in the right colour",

@@ -112,6 +112,15 @@ class Layout:
         """The folder of a component's engine; FP16 and FP8 lie side by side."""
         return self.root / "engines" / target / f"{component}-{precision.value}"
 
+    def quality(self, target: str) -> Path:
+        """The quality gate of a target's FP8 engines: figures, verdict and pictures."""
+        return self.root / "quality" / target
+
+    @property
+    def report(self) -> Path:
+        """The folder of the page that tells what FP8 cost."""
+        return self.root / "report"
+
     def repository(self, target: str, precision: Precision) -> Path:
         """The Triton model repository for a target."""
         return self.root / "repository" / f"{target}-{precision.value}"

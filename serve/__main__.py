@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdit.artifact import BUILD, Layout, shown
+from mmdit.artifact import BUILD, Layout, read_manifest, shown
 from mmdit.contract import Precision
 from mmdit.errors import ServerError, run_command
 from mmdit.progress import Progress as ProgressBar
@@ -62,14 +62,21 @@ def main() -> int:
     request.add_argument("--height", type=int, help="pixels; default: the model's")
     request.add_argument("--width", type=int, help="pixels; default: the model's")
 
-    commands.add_parser("package", parents=[model], help="write the Triton model repository")
+    packaging = argparse.ArgumentParser(add_help=False)
+    packaging.add_argument(
+        "--accept-quality",
+        action="store_true",
+        help="package FP8 engines whose quality gate failed or was not run; the manifest says so",
+    )
+
+    commands.add_parser("package", parents=[model, packaging], help="write the Triton model repository")
     commands.add_parser("launch", parents=[model, ports], help="start the server and wait for Ctrl-C")
     generate = commands.add_parser("generate", parents=[request], help="ask a running server for a picture")
     generate.add_argument("prompt")
     generate.add_argument("--url", default="localhost:8001", help="gRPC (default: %(default)s)")
     generate.add_argument("--out", type=Path, default=Path("picture.png"), help="default: %(default)s")
     demo = commands.add_parser(
-        "demo", parents=[model, request], help="serve on free ports, make a grid of pictures, stop"
+        "demo", parents=[model, packaging, request], help="serve on free ports, make a grid of pictures, stop"
     )
     demo.add_argument("--prompt", action="append", help="default: eight scenes; may be given several times")
     demo.add_argument("--out", type=Path, help="default: build/<model>/demo.png")
@@ -85,7 +92,7 @@ def main() -> int:
     target, precision = _target(arguments.target, arguments.precision)
     repository = layout.repository(target, precision)
     if arguments.command in ("package", "demo"):
-        _package(layout, target, precision, repository)
+        _package(layout, target, precision, repository, arguments.accept_quality)
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
 
@@ -107,11 +114,15 @@ def _target(name: str, precision: Precision) -> tuple[str, Precision]:
     return name, precision if has_fp8(name) else Precision.FP16
 
 
-def _package(layout: Layout, target: str, precision: Precision, repository: Path) -> None:
+def _package(layout: Layout, target: str, precision: Precision, repository: Path, accept: bool) -> None:
     from serve.repository import Engines, package
 
-    reason = package(Engines(layout, target, precision), target, precision, repository)
+    engines = Engines(layout, target, precision)
+    reason = package(engines, target, precision, repository, accept_quality=accept)
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
+    quality = read_manifest(repository).settings.get("quality", {})
+    if quality.get("verdict") == "accepted":
+        print(f"warning: FP8 accepted although {quality['reason']}", file=sys.stderr)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

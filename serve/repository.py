@@ -25,6 +25,7 @@ from mmdit.errors import ArtifactError, RepositoryError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
 from serve import model_config
+from serve.quality import quality_of
 
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
 _INSIDE = Path(__file__).with_name("inside")
@@ -37,6 +38,7 @@ class Engines:
     def __init__(self, layout: Layout, target: str, precision: Precision) -> None:
         """Raises ArtifactError for a missing engine, RepositoryError for engines that do not fit."""
         make = f"make engines MODEL={layout.model} TARGET={target} PRECISION={precision.value}"
+        self.layout = layout
         precisions = {name: Precision.FP16 for name in COMPONENTS} | {"mmdit": precision}
         self.folders = {name: layout.engine(target, name, precisions[name]) for name in COMPONENTS}
         self.manifests = {name: require(folder, make) for name, folder in self.folders.items()}
@@ -65,22 +67,30 @@ class Engines:
         self.shapes = ShapeSet.model_validate(mmdit.settings["shapes"])
         self.runtime: str = mmdit.settings["runtime"]
         self.signatures: dict[str, Signature] = components(self.family, self.shapes)
+        self.files = [  # component, file, SHA-256
+            (name, file, value)
+            for name, manifest in self.manifests.items()
+            for file, value in manifest.files.items()
+        ]
 
 
-def package(engines: Engines, target: str, precision: Precision, output: Path) -> str | None:
+def package(
+    engines: Engines, target: str, precision: Precision, output: Path, *, accept_quality: bool = False
+) -> str | None:
     """Write the repository of a target into `output`, unless it is up to date.
 
     Returns why it was written, None when it was not. Raises RepositoryError for a policy or a repository
-    that Triton would not load.
+    that Triton would not load, and for FP8 engines whose quality gate was not passed, unless
+    `accept_quality` says that they are wanted all the same.
     """
+    settings: dict[str, Any] = {}
+    if precision is Precision.FP8:
+        files = {f"{engines.folders[name].name}/{file}": value for name, file, value in engines.files}
+        settings["quality"] = quality_of(files, engines.layout, target, accept=accept_quality)
     manifest = Manifest(
         kind="repository",
         checkpoint=engines.manifests["mmdit"].checkpoint,
-        made_from={
-            f"{name}/{file}": value
-            for name, engine in engines.manifests.items()
-            for file, value in engine.files.items()
-        }
+        made_from={f"{name}/{file}": value for name, file, value in engines.files}
         | {f"tokenizers/{k}": v for k, v in read_manifest(engines.tokenizers).files.items()}
         | {"policies": _policies_digest(), "inside": code_digest(_INSIDE), "packager": _packager_digest()},
         settings={
@@ -89,7 +99,8 @@ def package(engines: Engines, target: str, precision: Precision, output: Path) -
             "runtime": engines.runtime,
             "family": engines.family.model_dump(mode="json"),
             "shapes": engines.shapes.model_dump(mode="json"),
-        },
+        }
+        | settings,
         versions=versions("tokenizers"),
     )
     reason = manifest.reason_to_rebuild(output)

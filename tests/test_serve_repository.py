@@ -39,10 +39,19 @@ def large(miniature) -> Family:
     return family_from_checkpoint(miniature).model_copy(update=sizes)
 
 
-def write_engines(layout: Layout, family: Family, shapes: ShapeSet, *, checkpoint="one", only=COMPONENTS):
+def write_engines(
+    layout: Layout,
+    family: Family,
+    shapes: ShapeSet,
+    *,
+    checkpoint="one",
+    only=COMPONENTS,
+    precision=Precision.FP8,
+):
     """Engines for TensorRT with empty plans, and tokenizers, as their stages write them."""
+    of_mmdit = precision
     for name in only:
-        precision = Precision.FP8 if name == "mmdit" else Precision.FP16
+        precision = of_mmdit if name == "mmdit" else Precision.FP16
         signature = components(family, shapes)[name]
         manifest = Manifest(
             kind="engine",
@@ -81,7 +90,8 @@ def hopper(large, tmp_path) -> Layout:
 def packaged(layout: Layout) -> Path:
     """The repository of Hopper's engines."""
     output = layout.repository("hopper", Precision.FP8)
-    package(Engines(layout, "hopper", Precision.FP8), "hopper", Precision.FP8, output)
+    engines = Engines(layout, "hopper", Precision.FP8)
+    package(engines, "hopper", Precision.FP8, output, accept_quality=True)
     return output
 
 
@@ -168,9 +178,9 @@ def test_packaging_twice_writes_once(hopper):
     """Nothing changed: nothing is written; a changed policy is noticed."""
     engines = Engines(hopper, "hopper", Precision.FP8)
     output = packaged(hopper)
-    assert package(engines, "hopper", Precision.FP8, output) is None
+    assert package(engines, "hopper", Precision.FP8, output, accept_quality=True) is None
     (output / "denoiser/config.pbtxt").write_text("")
-    assert "changed on disk" in package(engines, "hopper", Precision.FP8, output)
+    assert "changed on disk" in package(engines, "hopper", Precision.FP8, output, accept_quality=True)
 
 
 def test_engines_of_another_model_are_refused(hopper, large):

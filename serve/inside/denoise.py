@@ -137,14 +137,14 @@ class Denoising:
         """Whether the last step asked for is done."""
         return self.step >= self.end
 
-    def engine_inputs(self) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
-        """This step's `latent` FP16 [rows, C, h, w] and `timestep` FP32 [rows, 1]."""
-        latent = np.repeat(self.latents[None].astype(np.float16), self.rows, axis=0)
+    def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
+        """This step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
+        latent: Array = np.repeat(self.latents[None].astype(dtype), self.rows, axis=0)
         timestep = self.sigmas[self.step] * np.float32(self.train_timesteps)
         return latent, np.full((self.rows, 1), timestep, np.float32)
 
-    def advance(self, velocity: npt.NDArray[np.float16]) -> None:
-        """One Euler step with this request's rows of the `velocity`, FP16 [rows, C, h, w]."""
+    def advance(self, velocity: Array) -> None:
+        """One Euler step with this request's rows of the `velocity`, [rows, C, h, w]."""
         wide = velocity.astype(np.float32)
         if self.rows == 2:
             negative, positive = wide
@@ -218,10 +218,10 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     )
 
 
-def vae_latent(latents: npt.NDArray[np.float32], limits: Limits) -> npt.NDArray[np.float16]:
-    """What the VAE decodes, FP16 [1, C, h, w]: scaled and shifted in FP32."""
+def vae_latent(latents: npt.NDArray[np.float32], limits: Limits, dtype: type = np.float16) -> Array:
+    """What the VAE decodes, [1, C, h, w], FP16 as its engine takes it: scaled and shifted in FP32."""
     unscaled = latents / np.float32(limits.scaling_factor) + np.float32(limits.shift_factor)
-    return unscaled.astype(np.float16)[None]
+    return unscaled.astype(dtype)[None]
 
 
 def _scalar(inputs: dict[str, Array], name: str, default: Any) -> Any:

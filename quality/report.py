@@ -1,0 +1,54 @@
+"""`make report`: one page about what FP8 cost, from the gate's artifact and the export's audit.
+
+`build/<model>/report/index.html` needs nothing beside itself: no network, no other file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmdit.artifact import Layout, Manifest, digest, require, sha256, shown, whole
+from mmdit.contract import Precision
+from mmdit.errors import ArtifactError
+from quality.gate import GATE
+from quality.subject import Subject
+
+PAGE = "index.html"
+AUDITS = ("audit.json", "layers.json")  # the first that lies beside the FP8 ONNX file is shown
+_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("report", "page", "pictures", "chart", "layers")]
+
+
+def report(layout: Layout, target: str) -> Path:
+    """Write the page unless it is up to date, and give its path.
+
+    Raises ArtifactError when the gate was not run, or was run on other engines than those that are there.
+    """
+    make = f"make gate MODEL={layout.model} TARGET={target}"
+    folder = layout.quality(target)
+    gate = require(folder, make)
+    files = Subject(layout, target).files
+    if others := sorted(name for name, value in files.items() if gate.made_from.get(name) != value):
+        raise ArtifactError(
+            f"{shown(folder)} is about other engines than those that are there ({others[0]}): run `{make}`"
+        )
+    onnx = layout.onnx("mmdit", Precision.FP8)
+    audit = next((onnx / name for name in AUDITS if (onnx / name).is_file()), None)
+    manifest = Manifest(
+        kind="report",
+        checkpoint=gate.checkpoint,
+        made_from={"quality": digest(gate.files)} | ({audit.name: sha256(audit)} if audit else {}),
+        settings={"target": target, "code": digest([path.read_text() for path in _CODE])},
+        versions=gate.versions,
+    )
+    reason = manifest.reason_to_rebuild(layout.report)
+    if reason is None:
+        print(f"report: up to date: {shown(layout.report / PAGE)}")
+        return layout.report / PAGE
+    from quality.page import page
+
+    content: dict[str, Any] = json.loads((folder / GATE).read_text(encoding="utf-8"))
+    layers = json.loads(audit.read_text(encoding="utf-8")) if audit else None
+    with whole(layout.report, manifest) as partial:
+        (partial / PAGE).write_text(page(content, folder, layers), encoding="utf-8")
+    print(f"report: written ({reason}): {shown(layout.report / PAGE)}")
+    return layout.report / PAGE
