@@ -49,7 +49,7 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup target onnx fp8 engines both-engines gate report repository serve generate evaluate bench train test lint clean
+.PHONY: help demo setup target onnx fp8 sensitivity engines both-engines gate report repository serve generate evaluate bench train test lint clean
 
 demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
@@ -80,8 +80,12 @@ target: $(READY) # refuse a target that this machine cannot build before hours o
 onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
 	@$(RUN) -m export onnx --model $(call quoted,MODEL)
 
-fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX
-	@$(RUN) -m export fp8 --model $(call quoted,MODEL)
+fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX with its audit: POLICY= CALIBRATION=
+	@$(RUN) -m export fp8 $(MODEL_AND_TARGET) $(call given,POLICY,policy) $(call given,CALIBRATION,calibration)
+
+sensitivity: onnx ## rank groups of layers by what FP8 does to them; BUDGET=0.99 proposes a policy: BY= POLICY=
+	@$(RUN) -m export sensitivity $(MODEL_AND_TARGET) $(call given,BY,by) $(call given,BUDGET,budget) \
+	$(call given,POLICY,policy)
 
 engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
 	@$(RUN) -m engines $(CHOSEN)

@@ -108,7 +108,7 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="auto",
-        help="whose entry of the policy's attention table holds (default: the table's default)",
+        help="whose entry of the policy's attention table holds (default: this machine's)",
     )
 
 

@@ -36,6 +36,7 @@ from mmdit.contract import COMPONENTS, Precision, Signature, components
 from mmdit.errors import ArtifactError
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
+from mmdit.target import find_gpu, resolve, tensorrt_version
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx")
 _FP8_TOOLS = (*_TOOLS, "nvidia-modelopt")
@@ -246,6 +247,8 @@ class Export:
             for island in self.remedies["mmdit"].islands
         }
         decisions = with_islands(chosen.decide(linears(self.checkpoint)), islands)
+        if target == "auto":
+            target = resolve(target, find_gpu(), tensorrt_version())[0].name
         return decisions, chosen.attention_on(target)
 
     def _calibrate(
