@@ -29,6 +29,10 @@ def layer_tables(audit: Any) -> str:
     content: dict[str, Any] = {"layers": audit} if isinstance(audit, list) else audit
     layers: list[dict[str, Any]] = content.get("layers", [])
     parts = [_by_precision(layers)]
+    if products := content.get("attention"):
+        counts = Counter(_NAMES.get(each["precision"], each["precision"]) for each in products)
+        told = ", ".join(f"{count} in {html.escape(name)}" for name, count in counts.items())
+        parts.append(f"<p>Attention's matrix products, by module: {told}.</p>")
     if totals := content.get("totals"):
         cells = "".join(
             f"<tr><td>{_words(name)}<td class=number>{_value(value)}" for name, value in totals.items()
@@ -107,7 +111,7 @@ def _cell(name: str, value: Any) -> str:
         return (
             f"<td class=number>{value / 1e6:,.1f}" if name == "flops" else f"<td class=number>{_value(value)}"
         )
-    return f"<td>{_value(value)}"
+    return f"<td class=number>{_value(value)}" if isinstance(value, list) else f"<td>{_value(value)}"
 
 
 def _words(name: str) -> str:
@@ -119,4 +123,6 @@ def _value(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"
+    if isinstance(value, list):  # the smallest and the largest of a scale for each channel
+        return " to ".join(_value(each) for each in value)
     return f"{value:,}" if isinstance(value, int) else html.escape(str(value))

@@ -97,7 +97,7 @@ class Subject:
 
     def reference(self) -> Executor:
         """The checkpoint's modules in FP32; raises ArtifactError when it is not the engines' checkpoint."""
-        from export.__main__ import Export
+        from export.stages import Export
 
         export = Export(self.layout.model, self.layout.root.parent, t5_tokens=self.family.t5_tokens)
         if export.fingerprint != self.checkpoint:

@@ -27,10 +27,17 @@ AUDIT = {
         {
             **{"name": "transformer_blocks.0.attn.to_q", "group": "attention", "precision": "fp8"},
             **{"reason": "large <matrix>", "flops": 4_000_000, "weights": 1000, "bytes_fp16": 2000},
-            **{"bytes": 1004, "weight_amax": 0.5, "weight_scale": 0.001, "amax": 12.5, "scale": 0.028},
+            **{
+                "bytes": 1004,
+                "weight_amax": 0.5,
+                "weight_scale": [0.001, 0.004],
+                "amax": 12.5,
+                "scale": 0.028,
+            },
         },
         {"name": "proj_out", "precision": "fp16", "reason": "small", "flops": 1_000_000, "weights": 1000},
     ],
+    "attention": [{"name": "transformer_blocks.0.attn", "precision": "fp16", "flops": 9}],
     "totals": {"linear_flops_in_fp8": 0.8},
     "remedies": [
         {"component": "t5", "remedy": "2^-3", "place": "wo", "magnitude": 91000.0, "reason": "overflows"}
@@ -187,6 +194,7 @@ def test_an_audit_is_shown_with_its_totals_remedies_and_rules():
     tables = layer_tables(AUDIT)
     for words in ("large &lt;matrix&gt;", "linear flops in fp8", "9.1e+04", "kept", "broken at attn.2"):
         assert words in tables or words.replace("9.1e+04", "91,000") in tables, words
+    assert "0.001 to 0.004" in tables and "products, by module: 1 in FP16" in tables
     assert "transformer_blocks.0.attn.to_q" in tables and "80.0 %" in tables
 
 
