@@ -1,14 +1,10 @@
 """The FP32 reference: the checkpoint's own torch modules, run as the engines are."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# On shared cores a thread that spins at a barrier keeps the one that it waits for from running: an MMDiT of
-# 2 threads took 0.8 s instead of 4 to 12. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import export.quiet  # noqa: F401  isort: skip
 import numpy as np
 import torch
