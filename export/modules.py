@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, CLIPTextModelWithProjection, T5EncoderModel
 
+from export.positions import separate_positions
 from mmdit.contract import TEXT_ENCODERS
 from mmdit.errors import CheckpointError, first_line
 from mmdit.family import PARTS
@@ -60,6 +61,7 @@ class Mmdit(nn.Module):
     def __init__(self, model: SD3Transformer2DModel) -> None:
         super().__init__()
         self.model = model
+        separate_positions(model.pos_embed)
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
         return self.model(

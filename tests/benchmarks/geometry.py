@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers import SD3Transformer2DModel
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -89,7 +90,11 @@ def write_transformer(config: dict[str, object], folder: Path) -> int:
     with Progress("random weights", total >> 20, "million") as progress:
         done = 0
         for name, shape in shapes.items():
-            if "norm_" in name or name.endswith("norm.weight"):
+            if name == "pos_embed.pos_embed":  # a table, not a weight
+                side = int(shape[1] ** 0.5)
+                table = get_2d_sincos_pos_embed(shape[2], side, base_size=64, output_type="pt")
+                shard[name] = table.half().unsqueeze(0)
+            elif "norm_" in name or name.endswith("norm.weight"):
                 shard[name] = torch.ones(shape, dtype=torch.float16)
             else:
                 shard[name] = torch.randn(shape, generator=generator).mul_(0.02).half()
