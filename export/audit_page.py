@@ -18,7 +18,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
   font-size: 13px }
 .bar span { overflow: hidden; text-align: center; border-radius: 0; line-height: 1.6em }
 """
-_HEADINGS = ("layer", "precision", "input amax", "scale", "weight amax", "FLOPs", "bytes", "of FP16", "why")
+_HEADINGS = ("layer", "precision", "input amax", "scale", "weight amax", "FLOPs", "bytes", "of FP16")
 
 
 def page(name: str, content: dict[str, Any]) -> str:
@@ -62,10 +62,15 @@ def page(name: str, content: dict[str, Any]) -> str:
             ),
         ),
     ]
-    for group in dict.fromkeys(layer["group"] for layer in layers):
+    shares: dict[str, int] = {}
+    for layer in layers:
+        shares[layer["group"]] = shares.get(layer["group"], 0) + layer["flops"]
+    for group in sorted(shares, key=lambda name: -shares[name]):
         members = [layer for layer in layers if layer["group"] == group]
-        share = sum(layer["flops"] for layer in members) / flops
+        share = shares[group] / flops
+        reasons = dict.fromkeys(layer["reason"] for layer in members)
         parts.append(f"<h2>{html.escape(group)}: {len(members)} layers, {share:.1%} of the linear FLOPs</h2>")
+        parts.append(f"<p>{html.escape('; '.join(reasons))}.</p>")
         parts.append(_table(_HEADINGS, (_layer(layer) for layer in members)))
     parts.append("<h2>Attention's products</h2>")
     parts.append(
@@ -75,7 +80,7 @@ def page(name: str, content: dict[str, Any]) -> str:
                 (
                     html.escape(product["name"]),
                     _precision(product["precision"]),
-                    _number(f"{product['flops'] / 1e9:.3g} G"),
+                    _number(_count(product["flops"])),
                     ", ".join(f"{operand} {scale:.3g}" for operand, scale in product["scales"].items())
                     or "none",
                 )
@@ -96,10 +101,9 @@ def _layer(layer: dict[str, Any]) -> tuple[str, ...]:
         number(layer["amax"]),
         number(layer["scale"]),
         number(layer["weight_amax"]),
-        _number(f"{layer['flops'] / 1e9:.3g} G"),
+        _number(_count(layer["flops"])),
         _number(f"{layer['bytes']:,}"),
         _number(f"{layer['bytes'] / layer['bytes_fp16']:.0%}"),
-        html.escape(layer["reason"]),
     )
 
 
@@ -150,3 +154,7 @@ def _number(text: str) -> str:
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def _count(flops: float) -> str:
+    return f"{flops / 1e9:,.1f} G" if flops >= 1e9 else f"{flops / 1e6:,.2f} M"

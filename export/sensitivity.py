@@ -155,7 +155,7 @@ def study(
 def _prompts(checkpoint: Path, count: int) -> list[tuple[str, str]]:
     """What the pictures show; the miniature knows the captions of its own world alone."""
     if checkpoint.resolve() == MINIATURE.resolve():
-        from miniature.evaluation import tasks
+        from miniature.tasks import tasks
 
         return [(task.caption, "") for task in tasks(count)]
     found = calibration_prompts()
