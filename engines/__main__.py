@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engines.engine import Build, engine
 from engines.plan_from_onnx import Options
-from engines.source import sources
+from engines.source import check_attention, sources
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
 
     layout = Layout(arguments.model, arguments.build)
     found, family = sources(layout, arguments.model, precision)
+    for source in found:
+        check_attention(source, target.name)
     build = Build(
         layout=layout,
         family=family,

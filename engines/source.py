@@ -82,3 +82,17 @@ def _check_one_model(found: list[Source], model: str) -> None:
         raise ArtifactError(
             f"{named}: made from {what} than {rest}; run `make onnx` and `make fp8` with MODEL={model} again"
         )
+
+
+def check_attention(source: Source, target: str) -> None:
+    """Raise ArtifactError for an FP8 file whose attention is not what its policy has for `target`."""
+    table = source.manifest.settings.get("attention_by_target")
+    if table is None:
+        return
+    wanted = table.get(target, table.get("default", "fp16"))
+    found = source.manifest.settings["attention"]
+    if found != wanted:
+        raise ArtifactError(
+            f"{source.folder}: attention's products are {found}, but the policy has {wanted} for {target}: "
+            f"run `make fp8 TARGET={target}` with the same POLICY"
+        )

@@ -14,14 +14,16 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from export.audit_page import page
+from export.groups import attention_flops, image_tokens, layer_flops
 from export.onnx_from_checkpoint import ONNX_FILE
 from export.placement import RULES, FileGraph
-from export.policy import AttentionPrecision, LayerPrecision, Rule
+from export.policy import AttentionPrecision, LayerPrecision, Rule, attention_in_island
 from export.remedies import Remedies
 from export.weights import E4M3_MAX
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
 
+_SHOWN = 10  # broken places in an error's message
 AUDIT_FILE, AUDIT_PAGE = "audit.json", "audit.html"
 _BYTES = {TensorProto.FLOAT8E4M3FN: 1, TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4}
 
@@ -72,7 +74,7 @@ def write_audit(
     """
     graph = FileGraph.read(folder / ONNX_FILE)
     layers = _layers(graph, family, decisions)
-    products = _products(graph, family, attention)
+    products = _products(graph, family, decisions, attention)
     rules = [{"rule": str(rule.__doc__), **asdict(rule(graph))} for rule in RULES]
     totals = _totals(graph, family, layers, products)
     content = {
@@ -91,7 +93,8 @@ def write_audit(
     broken = [(rule["rule"], place) for rule in rules for place in rule["broken"]]
     if broken:
         raise QuantizationError(
-            f"the FP8 file breaks a placement rule at {broken[0][1]} ({len(broken)} places): {broken[0][0]}"
+            f"the FP8 file breaks placement rules in {len(broken)} places: "
+            + "; ".join(f"{place}: {rule}" for rule, place in broken[:_SHOWN])
         )
     return totals
 
@@ -103,6 +106,8 @@ def _layers(graph: FileGraph, family: Family, decisions: Mapping[str, Rule]) -> 
         raise QuantizationError(
             f"{missing[0]}: not in both the checkpoint and the FP8 file ({len(missing)} layers)"
         )
+    shapes = {name: (linear.outputs, int(linear.weight.dims[0])) for name, linear in products.items()}
+    flops = layer_flops(family, shapes)
     layers = []
     for name, rule in decisions.items():
         linear = products[name]
@@ -122,7 +127,7 @@ def _layers(graph: FileGraph, family: Family, decisions: Mapping[str, Rule]) -> 
                 group=rule.group,
                 precision=rule.precision.value,
                 reason=rule.reason,
-                flops=2 * _tokens(name, family) * weights,
+                flops=flops[name],
                 weights=weights,
                 bytes_fp16=2 * weights,
                 bytes=weights * _BYTES[linear.weight.data_type] + (0 if scales is None else 2 * scales.size),
@@ -141,37 +146,26 @@ def _spread(scales: Any) -> float | list[float] | None:
     return float(scales) if scales.ndim == 0 else [float(scales.min()), float(scales.max())]
 
 
-def _tokens(name: str, family: Family) -> int:
-    """How many vectors of one row a linear multiplies."""
-    if ".norm1" in name or name.startswith(("time_text_embed", "norm_out")):
-        return 1
-    if "_context" in name or ".add_" in name or "_add_" in name or name == "context_embedder":
-        return family.context_tokens
-    return _image_tokens(family)
-
-
-def _image_tokens(family: Family) -> int:
-    return (family.default_size // family.size_multiple) ** 2
-
-
-def _products(graph: FileGraph, family: Family, decided: AttentionPrecision) -> list[Products]:
+def _products(
+    graph: FileGraph, family: Family, decisions: Mapping[str, Rule], decided: AttentionPrecision
+) -> list[Products]:
     found = []
     linears = graph.linears()
     for name, scales in graph.attentions().items():
         held = [operand for operand, scale in scales.items() if scale is not None]
-        if len(held) != (4 if decided is AttentionPrecision.FP8 else 0):
+        inside = attention_in_island(name, decisions)
+        whole = decided is AttentionPrecision.FP8 and not inside
+        if len(held) != (4 if whole else 0):
             raise QuantizationError(
                 f"{name}: attention's operands {', '.join(held) or 'none'} are quantized, expected "
-                f"{'all of q, k, s, v' if decided is AttentionPrecision.FP8 else 'none'}"
+                f"{'all of q, k, s, v' if whole else 'none'}"
             )
-        # attn2 sees the image alone, attn the context too
-        tokens = _image_tokens(family) + (0 if name.endswith(".attn2") else family.context_tokens)
-        width = linears[f"{name}.to_q"].outputs
+        shapes = {f"{name}.to_q": (linears[f"{name}.to_q"].outputs, 0)}
         found.append(
             Products(
                 name=name,
-                precision=decided.value,
-                flops=2 * 2 * tokens * tokens * width,
+                precision=LayerPrecision.FP32.value if inside else decided.value,
+                flops=attention_flops(family, shapes),
                 scales={
                     operand: float(numpy_helper.to_array(scale))
                     for operand, scale in scales.items()
@@ -192,7 +186,7 @@ def _totals(
     on_fp8 = in_fp8 + sum(layer.flops for layer in layers if layer.precision == weights_only)
     attention = sum(product.flops for product in products)
     attention_fp8 = sum(product.flops for product in products if product.precision == fp8)
-    patches = 2 * _image_tokens(family) * graph.patch_weights()
+    patches = 2 * image_tokens(family) * graph.patch_weights()
     stored = sum(layer.bytes for layer in layers)
     return {
         "linear_flops_in_fp8": in_fp8 / linear,

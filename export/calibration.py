@@ -14,16 +14,17 @@ from typing import Any
 import export.quiet  # noqa: F401  isort: skip
 import modelopt.torch.quantization as mtq
 import torch
+from modelopt.torch.quantization.nn import TensorQuantizer
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from export.modules import load_fp32, load_module
-from export.policy import AttentionPrecision, Rule, calibration_digest
-from export.prompts import PROMPTS, CalibrationSettings
+from export.policy import AttentionPrecision, Rule
+from export.prompts import CalibrationSettings
 from export.quantization import input_quantizers, insert_quantizers
 from export.remedies import Remedies, apply_remedies
 from export.trajectories import Batch, Denoiser, batches, denoised, device
-from mmdit.artifact import sha256, versions
+from mmdit.artifact import code_digest, versions
 from mmdit.errors import QuantizationError, first_line
 from mmdit.family import Family
 
@@ -44,8 +45,9 @@ class Calibration(BaseModel):
 
     checkpoint: str
     policy: str
-    settings: CalibrationSettings
     prompts_sha256: str
+    t5_tokens: int
+    settings: CalibrationSettings
     timesteps: list[float]
     rows: dict[str, Any]
     device: str
@@ -56,7 +58,7 @@ class Calibration(BaseModel):
 def write_calibration(
     family: Family,
     checkpoint: Path,
-    fingerprint: str,
+    made_for: dict[str, Any],
     decisions: dict[str, Rule],
     attention: AttentionPrecision,
     remedies: Remedies,
@@ -65,19 +67,18 @@ def write_calibration(
 ) -> None:
     """Run the calibration and write `calibration.json` into `folder`; ranges so far lie beside it meanwhile.
 
-    Uses the GPU when there is one (FP16), else the CPU (FP32). Raises QuantizationError naming a tensor
-    that is not finite.
+    `made_for` are the hashes and settings that `read_calibration` compares. Uses the GPU when there is one
+    (FP16), else the CPU (FP32). Raises QuantizationError naming a tensor that is not finite.
     """
     identity: dict[str, Any] = {
-        "checkpoint": fingerprint,
-        "policy": calibration_digest(decisions, attention),
+        **made_for,
         "settings": settings.model_dump(mode="json"),
-        "prompts_sha256": sha256(PROMPTS),
         "device": torch.cuda.get_device_name() if device().type == "cuda" else "CPU",
         "versions": versions(*_TOOLS),
     }
     state = folder.parent / ".calibration.json"
-    done, amax = _unfinished(state, identity)
+    run_by = {"remedies": remedies.model_dump(mode="json"), "code": code_digest(Path(__file__).parent)}
+    done, amax = _unfinished(state, identity | run_by)
     work = batches(family, checkpoint, settings)
     on_gpu = device().type == "cuda"
     module = load_module("mmdit", checkpoint, torch.float16) if on_gpu else load_fp32("mmdit", checkpoint)
@@ -87,6 +88,9 @@ def write_calibration(
     _say_cost(denoiser, work[done:])
     insert_quantizers(transformer, decisions, attention)
     quantizers = input_quantizers(transformer)
+    for part in transformer.modules():  # weights' ranges are known, and would be measured anew in every call
+        if isinstance(part, TensorQuantizer) and part not in quantizers.values():
+            part.disable()
     for name, quantizer in quantizers.items():
         quantizer._calibrator.collect = _finite(name, quantizer._calibrator.collect)
 
@@ -97,7 +101,7 @@ def write_calibration(
                 if seen is not None:
                     amax[name] = max(amax.get(name, 0.0), float(seen))
             partial = state.with_suffix(".partial")
-            partial.write_text(json.dumps({"identity": identity, "batches": count, "amax": amax}))
+            partial.write_text(json.dumps({"identity": identity | run_by, "batches": count, "amax": amax}))
             partial.replace(state)
 
     mtq.calibrate(transformer, algorithm="max", forward_loop=run)
@@ -122,10 +126,8 @@ def write_calibration(
     state.unlink()
 
 
-def read_calibration(
-    path: Path, fingerprint: str, decisions: dict[str, Rule], attention: AttentionPrecision
-) -> Calibration:
-    """A saved calibration, checked to be of this checkpoint and this policy.
+def read_calibration(path: Path, made_for: dict[str, Any]) -> Calibration:
+    """A saved calibration, checked to be of this checkpoint, policy, prompt set and length of T5's input.
 
     Raises QuantizationError with both hashes when it is of another, or when it cannot be read.
     """
@@ -139,14 +141,14 @@ def read_calibration(
         raise QuantizationError(
             f"the calibration {path} is damaged: {place}: {wrong['msg']}; calibrate again"
         ) from None
-    for what, found, expected in (
-        ("checkpoint", calibration.checkpoint, fingerprint),
-        ("policy", calibration.policy, calibration_digest(decisions, attention)),
-    ):
+    for field, expected in made_for.items():
+        found = getattr(calibration, field)
         if found != expected:
+            names = {"prompts_sha256": "set of prompts", "t5_tokens": "length of T5's input"}
+            what = names.get(field, field)
             raise QuantizationError(
-                f"the calibration {path} was made for another {what}: its hash is {found}, this {what}'s is "
-                f"{expected}; calibrate again, or give the calibration of this {what}"
+                f"the calibration {path} was made for another {what}: {found}, expected {expected}; "
+                f"calibrate again, or give the calibration of this {what}"
             )
     return calibration
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import export.quiet  # noqa: F401  isort: skip
 
 from export.calibration import CALIBRATION_FILE, read_calibration, write_calibration
-from export.policy import AttentionPrecision, LayerPrecision, Rule
-from export.prompts import PROMPTS, CalibrationSettings
+from export.policy import AttentionPrecision, LayerPrecision, Rule, calibration_digest
+from export.prompts import PROMPTS, CalibrationSettings, calibrated_for
 from export.remedies import Remedies
-from mmdit.artifact import Manifest, sha256, versions, whole
+from export.trajectories import device
+from mmdit.artifact import Manifest, code_digest, sha256, versions, whole
 from mmdit.family import Family
 
 _ATTENTION = AttentionPrecision.FP8  # a candidate too
@@ -38,6 +39,8 @@ def ranges_manifest(
         made_from={PROMPTS.name: sha256(PROMPTS)},
         settings={
             "t5_tokens": family.t5_tokens,
+            "code": code_digest(Path(__file__).parent),
+            "device": device().type,
             "candidates": sorted(candidates),
             "remedies": remedies.model_dump(mode="json"),
             **settings.model_dump(mode="json"),
@@ -60,6 +63,7 @@ def candidate_ranges(
     Raises QuantizationError for a tensor that is not finite.
     """
     saved = kept / "calibration"
+    made_for = calibrated_for(manifest.checkpoint, calibration_digest(candidates, _ATTENTION), family)
     reason = manifest.reason_to_rebuild(saved)
     if reason is None:
         print("ranges of all candidates: up to date", flush=True)
@@ -69,11 +73,11 @@ def candidate_ranges(
             write_calibration(
                 family,
                 checkpoint,
-                manifest.checkpoint,
+                made_for,
                 candidates,
                 _ATTENTION,
                 remedies,
                 settings,
                 partial,
             )
-    return read_calibration(saved / CALIBRATION_FILE, manifest.checkpoint, candidates, _ATTENTION).amax
+    return read_calibration(saved / CALIBRATION_FILE, made_for).amax

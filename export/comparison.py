@@ -82,7 +82,7 @@ class Comparison:
         self._denoiser = Denoiser(checkpoint, transformer, family.guidance_scale)
         self._transformer = self._denoiser.pipeline.transformer
         self._guided = family.guidance_scale > 1
-        vae = load_module("vae_decoder", checkpoint, dtype())
+        vae = load_module("vae_decoder", checkpoint, torch.float32)  # FP16 may not hold its activations
         assert isinstance(vae, VaeDecoder)
         self._vae: AutoencoderKL = vae.model.to(device())
         count = min(_TIMESTEPS, steps)
@@ -161,7 +161,7 @@ class Comparison:
         pictures = []
         for latent in latents.split(1):
             scaled = latent / self._family.vae_scaling_factor + self._family.vae_shift_factor
-            image = self._vae.decode(scaled.to(dtype()), return_dict=False)[0][0]
+            image = self._vae.decode(scaled.float(), return_dict=False)[0][0]
             values = (image.float() / 2 + 0.5).clamp(0, 1) * 255
             pictures.append(values.round().byte().permute(1, 2, 0).cpu().numpy())
         return pictures

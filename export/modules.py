@@ -206,6 +206,7 @@ def load_fp32(component: str, checkpoint: Path) -> nn.Module:
     The linears' weights stay in FP16 and are cast one at a time: SD3.5 Large takes 16 GB so, and not 32.
     Raises CheckpointError as `load_module` does.
     """
+    torch.backends.cudnn.allow_tf32 = False  # the default: convolutions with FP16's mantissa
     module = load_module(component, checkpoint, torch.float16)
     for path, part in module.named_modules():
         # T5 casts what it multiplies with `wo` to the type of its weights

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mmdit.artifact import digest
 from mmdit.errors import QuantizationError, first_line
+from mmdit.target import KNOWN, known
 
 POLICY = Path(__file__).with_name("policy.toml")
+ISLAND = "FP32 island"  # the group of layers inside one
 
 
 class LayerPrecision(Enum):
@@ -66,6 +68,15 @@ class Policy(BaseModel):
     rules: tuple[Rule, ...] = Field(alias="rule", default=())
     attention: dict[str, AttentionPrecision] = {}
 
+    @field_validator("attention")
+    @classmethod
+    def _of_known_targets(cls, table: dict[str, AttentionPrecision]) -> dict[str, AttentionPrecision]:
+        if unknown := sorted(name for name in table if name != "default" and not known(name)):
+            raise ValueError(
+                f"{unknown[0]} is no target: expected default, {', '.join(KNOWN)} or such as sm86"
+            )
+        return table
+
     def decide(self, layers: Iterable[str]) -> dict[str, Rule]:
         """Layer → the rule that decides its precision.
 
@@ -110,9 +121,23 @@ def with_islands(decisions: Mapping[str, Rule], islands: Mapping[str, str]) -> d
         for module, reason in islands.items():
             if name == module or name.startswith(f"{module}.") or not module:
                 islanded[name] = Rule(
-                    pattern=re.escape(name), precision=LayerPrecision.FP32, reason=reason, group="FP32 island"
+                    pattern=re.escape(name), precision=LayerPrecision.FP32, reason=reason, group=ISLAND
                 )
     return islanded
+
+
+def fp32_layers(decisions: Mapping[str, Rule]) -> dict[str, str]:
+    """The layers that a rule of the policy has in FP32, outside the scan's islands; layer → why."""
+    return {
+        name: rule.reason
+        for name, rule in decisions.items()
+        if rule.precision is LayerPrecision.FP32 and rule.group != ISLAND
+    }
+
+
+def attention_in_island(module: str, decisions: Mapping[str, Rule]) -> bool:
+    """Whether an attention module lies in an FP32 island: its products are then not quantized."""
+    return decisions[f"{module}.to_q"].precision is LayerPrecision.FP32
 
 
 def calibrated_layers(decisions: Mapping[str, Rule]) -> list[str]:

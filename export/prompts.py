@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mmdit.artifact import sha256
 from mmdit.errors import QuantizationError
 from mmdit.family import VAE_SCALE, Family
 
@@ -64,3 +65,13 @@ def calibration_prompts() -> list[tuple[str, str]]:
         rows = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         next(rows)
         return [(prompt, negative) for prompt, negative in rows]
+
+
+def calibrated_for(checkpoint: str, policy: str, family: Family) -> dict[str, Any]:
+    """What a calibration must be made for, to be used: hashes of checkpoint, quantizers and prompts."""
+    return {
+        "checkpoint": checkpoint,
+        "policy": policy,
+        "prompts_sha256": sha256(PROMPTS),
+        "t5_tokens": family.t5_tokens,
+    }

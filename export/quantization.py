@@ -15,7 +15,7 @@ from modelopt.torch.quantization.nn import QuantModule, TensorQuantizer
 from torch import Tensor, nn
 
 from export.modules import explicit_attention
-from export.policy import AttentionPrecision, LayerPrecision, Rule
+from export.policy import AttentionPrecision, LayerPrecision, Rule, attention_in_island
 from export.weights import E4M3_MAX
 from mmdit.errors import QuantizationError
 
@@ -62,7 +62,7 @@ def insert_quantizers(
             quantizers.append(_enable(f"{name}.weight_quantizer", axis=0))
     if attention is AttentionPrecision.FP8:
         for name, module in transformer.named_modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention) and not attention_in_island(name, decisions):
                 quantizers += [_enable(f"{name}.{product}") for product in (*_PRODUCTS, _SOFTMAX)]
     if Attention in mtq.nn.QuantModuleRegistry:
         mtq.unregister(Attention)

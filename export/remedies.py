@@ -70,13 +70,6 @@ class Remedies(BaseModel):
         ]
         return folds + islands
 
-    def island_around(self, path: str) -> Island | None:
-        """The island that holds the submodule at `path`, if one does."""
-        for island in self.islands:
-            if not island.module or path == island.module or path.startswith(f"{island.module}."):
-                return island
-        return None
-
 
 def apply_remedies(component: str, module: "nn.Module", remedies: Remedies) -> None:
     """Change a component's module (of `export.modules.load_module`, any dtype) in place.

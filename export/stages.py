@@ -14,11 +14,12 @@ from export.policy import (
     AttentionPrecision,
     Rule,
     calibration_digest,
+    fp32_layers,
     read_policy,
     with_islands,
 )
-from export.prompts import PROMPTS, SCAN, CalibrationSettings
-from export.remedies import Remedies
+from export.prompts import PROMPTS, SCAN, CalibrationSettings, calibrated_for
+from export.remedies import Island, Remedies
 from mmdit.artifact import (
     BUILD,
     Layout,
@@ -33,12 +34,17 @@ from mmdit.artifact import (
     whole,
 )
 from mmdit.contract import COMPONENTS, Precision, Signature, components
-from mmdit.errors import ArtifactError
+from mmdit.errors import ArtifactError, QuantizationError, TargetError, first_line
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
-from mmdit.target import find_gpu, resolve, tensorrt_version
+from mmdit.target import KNOWN, find_gpu, known, resolve, tensorrt_version
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx")
+# Modules that no artifact but a page or the sensitivity study comes from.
+_NOT_MAKING = (
+    *("__main__", "audit_page", "budget", "candidates", "comparison", "groups", "measurements"),
+    *("sensitivity", "sensitivity_chart", "stages", "switches"),
+)
 _FP8_TOOLS = (*_TOOLS, "nvidia-modelopt")
 
 
@@ -142,7 +148,8 @@ class Export:
         if require(onnx, command).checkpoint != self.fingerprint:
             raise ArtifactError(f"{onnx} was made from another checkpoint: run `{command}` first")
         decisions, attention = self._decisions(policy, target)
-        self._calibrate(decisions, attention, calibration, given)
+        remedies = self._remedied(decisions)
+        self._calibrate(decisions, attention, remedies["mmdit"], calibration, given)
         calibration_files = require(self.layout.calibration, "make fp8").files
         folder = self.layout.onnx("mmdit", Precision.FP8)
 
@@ -152,10 +159,10 @@ class Export:
             from export.fp8_from_calibration import quantized_module, write_fp8_onnx
 
             saved = self.layout.calibration / CALIBRATION_FILE
-            ranges = read_calibration(saved, self.fingerprint, decisions, attention).amax
-            module = quantized_module(self.checkpoint, decisions, attention, self.remedies["mmdit"], ranges)
+            ranges = read_calibration(saved, self._calibrated_for(decisions, attention)).amax
+            module = quantized_module(self.checkpoint, decisions, attention, remedies["mmdit"], ranges)
             write_fp8_onnx(module, self.signatures["mmdit"], partial)
-            return write_audit(partial, self.family, decisions, attention, self.remedies)
+            return write_audit(partial, self.family, decisions, attention, remedies)
 
         self._make(
             "onnx-fp8 mmdit",
@@ -167,7 +174,10 @@ class Export:
                 component="mmdit",
                 policy=_policy_digest(decisions),
                 attention=attention.value,
-                remedies={name: each.model_dump(mode="json") for name, each in self.remedies.items()},
+                attention_by_target={
+                    name: each.value for name, each in read_policy(policy).attention.items()
+                },
+                remedies={name: each.model_dump(mode="json") for name, each in remedies.items()},
             ),
             write_fp8,
         )
@@ -200,7 +210,7 @@ class Export:
             check_budget(budget)
         decisions, attention = self._decisions(policy, target)
         settings = CalibrationSettings.for_family(self.family, **given)
-        remedies = self.remedies["mmdit"]
+        remedies = self._remedied(decisions)["mmdit"]
 
         def write(folder: Path) -> dict[str, Any]:
             from export.sensitivity import study
@@ -247,14 +257,31 @@ class Export:
             for island in self.remedies["mmdit"].islands
         }
         decisions = with_islands(chosen.decide(linears(self.checkpoint)), islands)
+        if target != "auto" and not known(target):
+            raise TargetError(
+                f"target {target!r} is unknown: expected auto, {', '.join(KNOWN)} or such as sm86"
+            )
         if target == "auto":
             target = resolve(target, find_gpu(), tensorrt_version())[0].name
         return decisions, chosen.attention_on(target)
+
+    def _remedied(self, decisions: dict[str, Rule]) -> dict[str, Remedies]:
+        """The scan's remedies, with an island for each layer that the policy has in FP32."""
+        found = self.remedies["mmdit"]
+        islands = tuple(
+            Island(module=f"model.{name}", magnitude=0.0, tensor="the policy", reason=reason)
+            for name, reason in fp32_layers(decisions).items()
+        )
+        return self.remedies | {"mmdit": found.model_copy(update={"islands": found.islands + islands})}
+
+    def _calibrated_for(self, decisions: dict[str, Rule], attention: AttentionPrecision) -> dict[str, Any]:
+        return calibrated_for(self.fingerprint, calibration_digest(decisions, attention), self.family)
 
     def _calibrate(
         self,
         decisions: dict[str, Rule],
         attention: AttentionPrecision,
+        remedies: Remedies,
         saved: Path | None,
         given: dict[str, Any],
     ) -> None:
@@ -265,22 +292,15 @@ class Export:
             from export.calibration import CALIBRATION_FILE, read_calibration, write_calibration
 
             if saved is not None:
-                read_calibration(saved, self.fingerprint, decisions, attention)
+                read_calibration(saved, made_for)
                 (partial / CALIBRATION_FILE).write_bytes(saved.read_bytes())
                 return
-            remedies = self.remedies["mmdit"]
             write_calibration(
-                self.family,
-                self.checkpoint,
-                self.fingerprint,
-                decisions,
-                attention,
-                remedies,
-                settings,
-                partial,
+                self.family, self.checkpoint, made_for, decisions, attention, remedies, settings, partial
             )
 
-        policy = calibration_digest(decisions, attention)
+        made_for = self._calibrated_for(decisions, attention)
+        policy = made_for["policy"]
         if saved is not None:
             if not saved.is_file():
                 raise ArtifactError(f"CALIBRATION={saved} is no file: give a saved calibration.json")
@@ -291,7 +311,7 @@ class Export:
                 self._all_inputs(),
                 _FP8_TOOLS,
                 policy=policy,
-                remedies=self.remedies["mmdit"].model_dump(mode="json"),
+                remedies=remedies.model_dump(mode="json"),
                 **settings.model_dump(mode="json"),
             )
         self._make("calibration", folder, manifest, write)
@@ -310,7 +330,7 @@ class Export:
             made_from=made_from,
             settings={
                 "family": self.family.model_dump(mode="json"),
-                "code": code_digest(Path(__file__).parent),
+                "code": code_digest(Path(__file__).parent, without=_NOT_MAKING),
                 **settings,
             },
             versions=versions(*tools),
@@ -329,8 +349,16 @@ class Export:
             print(f"{label}: up to date")
             return
         print(f"{label}: making it ({reason})", flush=True)
-        with whole(folder, manifest) as partial:
-            manifest.findings = write(partial) or {}
+        try:
+            with whole(folder, manifest) as partial:
+                manifest.findings = write(partial) or {}
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            raise QuantizationError(
+                f"{label}: the GPU's memory does not suffice ({first_line(error)}): run fewer prompts at a "
+                "time (--scan-batch 1, --calibration-batch 1), or on the CPU (CUDA_VISIBLE_DEVICES=)"
+            ) from None
         print(f"{label}: {shown(folder)}", flush=True)
 
 

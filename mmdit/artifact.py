@@ -204,9 +204,10 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(package: Path) -> str:
-    """The SHA-256 of a package's Python files: a changed stage remakes what it made."""
-    return digest({path.name: path.read_text() for path in sorted(package.glob("*.py"))})
+def code_digest(package: Path, without: Iterable[str] = ()) -> str:
+    """The SHA-256 of a package's Python files but for some: a changed stage remakes what it made."""
+    paths = sorted(path for path in package.glob("*.py") if path.stem not in without)
+    return digest({path.name: path.read_text() for path in paths})
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from mmdit.errors import TargetError
 OLDEST_TENSORRT = (10, 13)
 _FIRST_FP8 = (8, 9)
 _NAMES = {(8, 9): "ada", (9, 0): "hopper"}
+KNOWN = ("hopper", "ada", "cpu")
 _GET_TENSORRT = "install it with `pip install tensorrt`, or work in NVIDIA's TensorRT or Triton container"
 
 
@@ -70,7 +71,7 @@ def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, s
         return CPU, "ONNX Runtime, as asked"
     if name == "auto" and without:
         return CPU, f"ONNX Runtime, because {without}"
-    if name not in ("auto", *_NAMES.values()) and not re.fullmatch(r"sm\d{2,3}", name):
+    if name != "auto" and not known(name):
         raise TargetError(
             f"target {name!r} is unknown: expected auto, {', '.join(_NAMES.values())}, cpu, "
             "or a compute capability such as sm86"
@@ -93,6 +94,11 @@ def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, s
             f"that built it; use TARGET={target.name}, or build on a GPU of {name}"
         )
     return target, f"{gpu.name}, {_sm(gpu.compute_capability)}, TensorRT {tensorrt}"
+
+
+def known(name: str) -> bool:
+    """Whether a target goes by this name, on whatever machine."""
+    return name in KNOWN or re.fullmatch(r"sm\d{2,3}", name) is not None
 
 
 def has_fp8(name: str) -> bool:

@@ -30,9 +30,14 @@ FIGURES = {
         "CLIP score lost", 2, False, "how much less the pictures fit their prompts, of 100"
     ),
     "velocity_cosine_mean": Meaning(
-        "velocity cosine, mean", 5, True, "the MMDiT's own output, on the same latents at every step"
+        "velocity cosine, mean",
+        5,
+        True,
+        "the MMDiT's own output, on the same latents at every step of the first 4 prompts",
     ),
-    "velocity_cosine_minimum": Meaning("velocity cosine, minimum", 5, True, "the worst step of any picture"),
+    "velocity_cosine_minimum": Meaning(
+        "velocity cosine, minimum", 5, True, "the worst step of the first 4 prompts' pictures"
+    ),
     "velocity_error_mean": Meaning(
         "velocity error, mean", 4, False, "norm of the difference over norm of the velocity"
     ),

@@ -8,12 +8,14 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from mmdit.artifact import Manifest, digest, read_manifest, shown, versions, whole
 from mmdit.errors import ArtifactError, QuantizationError
 from quality.figure import FIGURES, Figure
+from quality.perceptual import weights as perceptual_weights
 from quality.profile import Profile, profile
 from quality.prompts import Task, evaluation_tasks, tasks_digest
 from quality.subject import Subject
@@ -26,6 +28,9 @@ _JUDGING = ("profile", "thresholds", "judging")  # settings: when they alone dif
 _CODE = [
     *(f"quality/{name}.py" for name in ("comparison", "measurement", "metrics", "perceptual")),
     *(f"quality/{name}.py" for name in ("reference", "subject", "trajectory")),
+    *(f"export/{name}.py" for name in ("modules", "positions")),
+    *(f"miniature/{name}.py" for name in ("reader", "scenes", "tasks")),
+    "engines/runner.py",
     *(f"serve/inside/{name}.py" for name in ("denoise", "noise", "pixels", "text")),
 ]
 
@@ -77,6 +82,8 @@ def gate(subject: Subject, asked: Asked) -> Verdict:
             "steps": steps,
             "guidance_scale": subject.family.guidance_scale,
             "size": list(subject.size),
+            "perceptual": [name for name in ("torchmetrics", "torchvision") if util.find_spec(name)]
+            + [str(path) for path in perceptual_weights() if path.exists()],
             "code": digest([(_ROOT / file).read_text() for file in _CODE]),
             "judging": digest([(_ROOT / f"quality/{file}.py").read_text() for file in ("gate", "profile")]),
         },

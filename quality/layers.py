@@ -1,4 +1,4 @@
-"""The report's tables about the layers of the FP8 MMDiT: from the export's audit.json, or its layers.json."""
+"""The report's tables about the layers of the FP8 MMDiT: from the export's audit.json."""
 
 import html
 from collections import Counter
@@ -22,12 +22,10 @@ _COLUMNS = {
 _NAMES = {"fp8": "FP8", "fp8-weights": "FP8 weights", "fp16": "FP16", "fp32": "FP32"}
 
 
-def layer_tables(audit: Any) -> str:
+def layer_tables(audit: dict[str, Any]) -> str:
     """Layers, totals, remedies against overflow, placement rules: as far as the audit tells them."""
-    if audit is None:
-        return "<p>The export left no audit beside the FP8 ONNX file.</p>"
-    content: dict[str, Any] = {"layers": audit} if isinstance(audit, list) else audit
-    layers: list[dict[str, Any]] = content.get("layers", [])
+    content = audit
+    layers: list[dict[str, Any]] = content["layers"]
     parts = [_by_precision(layers)]
     if products := content.get("attention"):
         counts = Counter(_NAMES.get(each["precision"], each["precision"]) for each in products)

@@ -14,7 +14,6 @@ from serve.inside.text import PromptTokenizers
 
 KEPT = 4  # tasks whose latents at every step the other precisions see too
 
-EXECUTORS = ("fp32", "fp16", "fp8")
 PAIRS = {"fp8": ("fp8", "fp16"), "floor": ("fp16", "fp32")}  # what is compared with what
 
 

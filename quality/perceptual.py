@@ -4,6 +4,7 @@ Neither is among the dependencies. torchmetrics and torchvision with AlexNet's w
 give LPIPS; CLIP's weights in the Hugging Face cache give the CLIP score.
 """
 
+import os
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ import numpy.typing as npt
 Picture = npt.NDArray[np.uint8]
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1
 CLIP = "openai/clip-vit-base-patch16"
+
+
+def weights() -> list[Path]:
+    """Where LPIPS's and CLIP's weights would lie; loads no torch."""
+    torch_home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch"
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    clip = f"models--{CLIP.replace('/', '--')}"
+    return [Path(torch_home).expanduser() / "hub/checkpoints" / ALEXNET, Path(HF_HUB_CACHE) / clip]
 
 
 class Absent(Exception):

@@ -24,6 +24,7 @@ def reference(component: str, checkpoint: Path, signature: Signature) -> Iterato
     It runs on the GPU when there is one. Where FP32 weights do not fit into its memory they are kept in 16
     bits and widened a layer at a time, which is exact for a checkpoint of 16 bits; else it stays on the CPU.
     """
+    torch.backends.cudnn.allow_tf32 = False  # the default: convolutions with FP16's mantissa
     loaded = [load_module(component, checkpoint, torch.float32)]  # emptied at the end: callers keep `run`
     device = _placed(loaded[0], component)
     outputs = [tensor.name for tensor in signature.outputs]

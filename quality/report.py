@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmdit.artifact import Layout, Manifest, digest, require, sha256, shown, whole
+from mmdit.artifact import Layout, Manifest, digest, read_manifest, require, sha256, shown, whole
 from mmdit.contract import Precision
 from mmdit.errors import ArtifactError
 from quality.gate import GATE
 from quality.subject import Subject
 
 PAGE = "index.html"
-AUDITS = ("audit.json", "layers.json")  # the first that lies beside the FP8 ONNX file is shown
+AUDIT = "audit.json"
 _CODE = [Path(__file__).with_name(f"{name}.py") for name in ("report", "page", "pictures", "chart", "layers")]
 
 
@@ -26,17 +26,22 @@ def report(layout: Layout, target: str) -> Path:
     make = f"make gate MODEL={layout.model} TARGET={target}"
     folder = layout.quality(target)
     gate = require(folder, make)
-    files = Subject(layout, target).files
+    subject = Subject(layout, target)
+    files = subject.files
     if others := sorted(name for name, value in files.items() if gate.made_from.get(name) != value):
         raise ArtifactError(
             f"{shown(folder)} is about other engines than those that are there ({others[0]}): run `{make}`"
         )
     onnx = layout.onnx("mmdit", Precision.FP8)
-    audit = next((onnx / name for name in AUDITS if (onnx / name).is_file()), None)
+    made_from = read_manifest(subject.folders["mmdit-fp8"]).made_from
+    exported = require(onnx, make).files
+    if any(exported.get(name) != value for name, value in made_from.items()):
+        raise ArtifactError(f"{shown(onnx)} is not what the FP8 engine was made from: run `{make}`")
+    audit = onnx / AUDIT
     manifest = Manifest(
         kind="report",
         checkpoint=gate.checkpoint,
-        made_from={"quality": digest(gate.files)} | ({audit.name: sha256(audit)} if audit else {}),
+        made_from={"quality": digest(gate.files)} | {AUDIT: sha256(audit)},
         settings={"target": target, "code": digest([path.read_text() for path in _CODE])},
         versions=gate.versions,
     )
@@ -47,7 +52,7 @@ def report(layout: Layout, target: str) -> Path:
     from quality.page import page
 
     content: dict[str, Any] = json.loads((folder / GATE).read_text(encoding="utf-8"))
-    layers = json.loads(audit.read_text(encoding="utf-8")) if audit else None
+    layers = json.loads(audit.read_text(encoding="utf-8"))
     with whole(layout.report, manifest) as partial:
         (partial / PAGE).write_text(page(content, folder, layers), encoding="utf-8")
     print(f"report: written ({reason}): {shown(layout.report / PAGE)}")

@@ -28,6 +28,7 @@ def quality_of(files: dict[str, str], layout: Layout, target: str, *, accept: bo
         "verdict": "passed",
         "profile": gate.settings["profile"],
         "mission": gate.findings["mission"],
+        **{key: gate.settings[key] for key in ("prompts", "steps", "size", "thresholds")},
         "figures": {each["name"]: {"fp8": each["fp8"], "floor": each["floor"]} for each in figures},
     }
 

@@ -129,9 +129,9 @@ def write_repository(engines: Engines, precision: Precision, folder: Path) -> No
                 _place(engines.folders[name] / each, version / each)
             if engines.runtime == "onnxruntime":
                 shutil.copy(_ONNXRUNTIME_ENGINE, version / "model.py")
-                # ONNX Runtime fuses FP8 Q/DQ into an operator that it then rejects, beyond "basic".
+                # ONNX Runtime's optimizations are wrong about FP8 Q/DQ: see engines/onnxruntime_from_onnx.py.
                 fp8 = engine.settings["precision"] == Precision.FP8.value
-                level = "ORT_ENABLE_BASIC" if fp8 else "ORT_ENABLE_ALL"
+                level = "ORT_DISABLE_ALL" if fp8 else "ORT_ENABLE_ALL"
                 _write_json(version / "settings.json", {"graph_optimization_level": level})
         elif name == "text_to_image":
             config = model_config.ensemble_config(config, served[name], engines.family)

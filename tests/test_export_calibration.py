@@ -13,9 +13,9 @@ import torch
 
 from export.calibration import CALIBRATION_FILE, Calibration, read_calibration, write_calibration
 from export.checkpoint import linears
-from export.modules import load_module
+from export.modules import load_fp32
 from export.policy import AttentionPrecision, calibrated_layers, calibration_digest, read_policy
-from export.prompts import PROMPTS, CalibrationSettings, calibration_prompts
+from export.prompts import PROMPTS, CalibrationSettings, calibrated_for, calibration_prompts
 from export.remedies import Remedies
 from export.stages import Export
 from export.trajectories import Denoiser, timesteps
@@ -133,17 +133,17 @@ def test_a_calibration_says_what_it_saw(calibrated, calibration, build):
 @pytest.fixture
 def calibrate(miniature, build):
     """A calibration of two batches into a folder."""
-    fingerprint = read_manifest(build.calibration).checkpoint
     decisions = read_policy().decide(linears(miniature))
     family = family_from_checkpoint(miniature)
+    fp16 = AttentionPrecision.FP16
+    fingerprint = read_manifest(build.calibration).checkpoint
+    made_for = calibrated_for(fingerprint, calibration_digest(decisions, fp16), family)
     settings = CalibrationSettings.for_family(family, prompts=2, steps=2, batch=1)
 
     def run(folder: Path) -> Calibration:
         folder.mkdir(exist_ok=True)
-        write_calibration(
-            family, miniature, fingerprint, decisions, AttentionPrecision.FP16, Remedies(), settings, folder
-        )
-        return read_calibration(folder / CALIBRATION_FILE, fingerprint, decisions, AttentionPrecision.FP16)
+        write_calibration(family, miniature, made_for, decisions, fp16, Remedies(), settings, folder)
+        return read_calibration(folder / CALIBRATION_FILE, made_for)
 
     return run
 
@@ -177,31 +177,34 @@ def test_a_value_that_is_not_finite_names_the_layer(calibrate, tmp_path, monkeyp
     layer = "transformer_blocks.2.ff.net.2"
 
     def overflowing(*arguments: object) -> torch.nn.Module:
-        module = load_module(*arguments)
+        module = load_fp32(*arguments)
         module.model.get_submodule(layer).register_forward_pre_hook(lambda _, given: (given[0] * torch.inf,))
         return module
 
-    monkeypatch.setattr("export.calibration.load_module", overflowing)
+    monkeypatch.setattr("export.calibration.load_fp32", overflowing)
     with pytest.raises(QuantizationError, match=f"{layer}: the calibration met values that are not finite"):
         calibrate(tmp_path / "calibration")
 
 
-@pytest.mark.parametrize("what", ["checkpoint", "policy"])
-def test_a_calibration_of_another_checkpoint_or_policy_is_refused_with_both_hashes(
-    what, calibrated, miniature, tmp_path
-):
-    """Its ranges may fit by name, and be wrong."""
-    decisions = read_policy().decide(linears(miniature))
-    attention = AttentionPrecision.FP8 if what == "policy" else AttentionPrecision.FP16
-    fingerprint = "0" * 64 if what == "checkpoint" else calibrated.checkpoint
+OTHER = {
+    "checkpoint": ("0" * 64, "another checkpoint"),
+    "policy": ("1" * 64, "another policy"),
+    "prompts_sha256": ("2" * 64, "another set of prompts"),
+    "t5_tokens": (77, "another length of T5's input"),
+}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_a_calibration_of_another_kind_is_refused_with_both_values(field, calibrated, tmp_path):
+    """Its ranges may fit by name, and be wrong; the evaluation's prompts may be in another prompt set."""
     path = tmp_path / CALIBRATION_FILE
     path.write_text(calibrated.model_dump_json())
-    with pytest.raises(QuantizationError) as refused:
-        read_calibration(path, fingerprint, decisions, attention)
-    assert f"made for another {what}" in str(refused.value)
-    hashes = {"checkpoint": (calibrated.checkpoint, "0" * 64)}
-    hashes["policy"] = (calibrated.policy, calibration_digest(decisions, attention))
-    assert all(value in str(refused.value) for value in hashes[what])
+    made_for = {name: getattr(calibrated, name) for name in OTHER}
+    read_calibration(path, made_for)
+    other, words = OTHER[field]
+    with pytest.raises(QuantizationError, match=f"made for {words}") as refused:
+        read_calibration(path, made_for | {field: other})
+    assert str(other) in str(refused.value) and str(made_for[field]) in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"amax": 1}'])
@@ -210,7 +213,7 @@ def test_a_damaged_calibration_is_refused(text, tmp_path):
     path = tmp_path / CALIBRATION_FILE
     path.write_text(text)
     with pytest.raises(QuantizationError, match=f"{path} is damaged"):
-        read_calibration(path, "", {}, AttentionPrecision.FP16)
+        read_calibration(path, {})
 
 
 def test_a_saved_calibration_gives_the_same_file_without_a_forward_pass(

@@ -10,6 +10,7 @@ from export.policy import (
     Rule,
     calibrated_layers,
     calibration_digest,
+    fp32_layers,
     read_policy,
     with_islands,
 )
@@ -89,6 +90,7 @@ def test_layers_without_a_rule_are_refused():
         (rule("(", "fp16"), "not a regular expression"),
         ("[[rules]]\npattern = 'a'", "rules"),
         ("[attention]\nhopper = 'fp4'", "attention.hopper is 'fp4'"),
+        ("[attention]\nhoper = 'fp8'", "hoper is no target: expected default, hopper, ada"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused(text, words, own):
@@ -123,6 +125,13 @@ def test_an_island_of_everything_leaves_nothing_quantized():
     """The module at the root."""
     decisions = with_islands(read_policy().decide(LARGE), {"": "all of it"})
     assert {rule.precision for rule in decisions.values()} == {LayerPrecision.FP32}
+
+
+def test_a_rule_may_have_a_layer_in_fp32(own):
+    """It becomes an island of its own; those of the scan are not counted twice."""
+    decisions = own(rule("proj_out", "fp32")).decide(LARGE)
+    islanded = with_islands(decisions, {"transformer_blocks.12.ff": "reaches 7e4"})
+    assert fp32_layers(islanded) == {"proj_out": "chosen by hand"}
 
 
 def test_the_calibrations_hash_follows_the_quantized_inputs(own):
