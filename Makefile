@@ -10,6 +10,10 @@ TARGET ?= auto
 PRECISION ?= fp8
 # 1: package FP8 engines whose quality gate failed or was not run, and say so in the manifest
 ACCEPT_QUALITY ?=
+# more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
+# must be given to later commands too, or they remake it with the defaults
+ONNX_OPTIONS ?=
+FP8_OPTIONS ?=
 # 3.11 or 3.12, on Linux x86-64
 PYTHON ?= python3
 
@@ -78,14 +82,15 @@ target: $(READY) # refuse a target that this machine cannot build before hours o
 	@$(RUN) -m engines $(CHOSEN) --check >/dev/null
 
 onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
-	@$(RUN) -m export onnx --model $(call quoted,MODEL)
+	@$(RUN) -m export onnx --model $(call quoted,MODEL) $(ONNX_OPTIONS)
 
 fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX with its audit: POLICY= CALIBRATION=
-	@$(RUN) -m export fp8 $(MODEL_AND_TARGET) $(call given,POLICY,policy) $(call given,CALIBRATION,calibration)
+	@$(RUN) -m export fp8 $(MODEL_AND_TARGET) $(call given,POLICY,policy) $(call given,CALIBRATION,calibration) \
+	$(FP8_OPTIONS)
 
 sensitivity: onnx ## rank groups of layers by what FP8 does to them; BUDGET=0.99 proposes a policy: BY= POLICY=
 	@$(RUN) -m export sensitivity $(MODEL_AND_TARGET) $(call given,BY,by) $(call given,BUDGET,budget) \
-	$(call given,POLICY,policy)
+	$(call given,POLICY,policy) $(FP8_OPTIONS)
 
 engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
 	@$(RUN) -m engines $(CHOSEN)

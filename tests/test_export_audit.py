@@ -4,7 +4,11 @@ import json
 
 import onnx
 import pytest
+from diffusers import SD3Transformer2DModel
 from onnx import numpy_helper
+
+import export.quiet  # noqa: F401  isort: skip
+import torch
 
 from export.audit import AUDIT_FILE, AUDIT_PAGE, write_audit
 from export.checkpoint import linears
@@ -167,3 +171,25 @@ def test_the_page_shows_every_layer_and_needs_no_network(build, audit):
     assert all(layer["name"] in text for layer in audit["layers"])
     assert f"{audit['totals']['linear_flops_in_fp8']:.1%}" in text
     assert "http" not in text and "<script" not in text and "src=" not in text
+
+
+def test_mediums_geometry_takes_at_most_52_percent_of_fp16s_bytes():
+    """With AdaLN's weights in FP8, counted from the real shapes; measured on disk in docs/measurements."""
+    from tests.benchmarks.geometry import GEOMETRIES, SHARED
+
+    config = SHARED | GEOMETRIES["medium"]
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(**config)
+    side, width = config["pos_embed_max_size"], config["caption_projection_dim"]
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    sizes["pos_embed.pos_embed"] = side * width  # by row and by column
+    weights = {name: tensor.shape[0] for name, tensor in model.state_dict().items() if tensor.ndim == 2}
+    decided = read_policy().decide(name.removesuffix(".weight") for name in weights)
+    saved = 0
+    for name, channels in weights.items():
+        precision = decided[name.removesuffix(".weight")].precision
+        scales = {LayerPrecision.FP8: 2, LayerPrecision.FP8_WEIGHTS: channels}.get(precision)
+        saved += 0 if scales is None else sizes[name] - 2 * scales
+    fp16 = 2 * sum(sizes.values())
+    assert 4.4e9 < fp16 < 4.6e9
+    assert (fp16 - saved) / fp16 <= 0.52
