@@ -27,27 +27,27 @@ from export.switches import Switches
 from mmdit.errors import QuantizationError
 from mmdit.family import family_from_checkpoint
 
-DAMAGED = "transformer_blocks.1.ff.net.0.proj"
+DAMAGED = "transformer_blocks.3.ff.net"  # of the block that hurts most
 FP8, FP16 = AttentionPrecision.FP8, AttentionPrecision.FP16
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
-    """The miniature with one feed-forward that E4M3 cannot hold.
+    """The miniature with a feed-forward that E4M3 cannot hold.
 
-    One weight is 5e3, so that with one scale for the tensor most others sink; its channel's bias makes
-    GELU zero, so that the model without quantizers is as before but for that channel.
+    One weight is 6e4, so that with one scale for the tensor all others become zero. What it multiplies is
+    zero, so the model without quantizers is as before but for that hidden channel.
     """
     folder = tmp_path_factory.mktemp("damaged") / "miniature"
     shutil.copytree(MINIATURE, folder)
     for shard in (folder / "transformer").glob("*.safetensors"):
         tensors = load_file(shard)
-        if f"{DAMAGED}.weight" in tensors:
-            tensors[f"{DAMAGED}.weight"] = tensors[f"{DAMAGED}.weight"].float()
-            tensors[f"{DAMAGED}.weight"][0, 0] = 5e3
-        if f"{DAMAGED}.bias" in tensors:
-            tensors[f"{DAMAGED}.bias"] = tensors[f"{DAMAGED}.bias"].float()
-            tensors[f"{DAMAGED}.bias"][0] = -6e4
+        if f"{DAMAGED}.2.weight" in tensors:
+            tensors[f"{DAMAGED}.2.weight"][0, 0] = 6e4
+        if f"{DAMAGED}.0.proj.weight" in tensors:
+            tensors[f"{DAMAGED}.0.proj.weight"][0] = 0
+        if f"{DAMAGED}.0.proj.bias" in tensors:
+            tensors[f"{DAMAGED}.0.proj.bias"][0] = -100  # GELU makes it zero
         save_file(tensors, shard, metadata={"format": "pt"})
     return folder
 
@@ -119,7 +119,7 @@ def test_a_group_that_was_damaged_on_purpose_ranks_first(result):
     errors = [group["damage"]["velocity_error"] for group in result["groups"]]
     assert errors == sorted(errors, reverse=True)
     worst = result["groups"][0]
-    assert worst["name"] == "feed-forward in" and errors[0] > 2 * errors[1]
+    assert worst["name"] == "feed-forward out" and errors[0] > 2 * errors[1]
     assert len(worst["damage"]["by_timestep"]) == len(result["timesteps"]) == 2
     for rows in worst["damage"]["by_timestep"].values():
         assert rows.keys() == {"prompt", "negative prompt"} and min(rows.values()) > 0.01
@@ -128,7 +128,7 @@ def test_a_group_that_was_damaged_on_purpose_ranks_first(result):
 def test_by_block_the_block_of_the_damaged_layer_ranks_first(run, studied, tmp_path_factory):
     """The same ranges serve both kinds of groups."""
     folder = studied.parent / "by-block"
-    assert run(folder, by="block")["worst"] == "block 1"
+    assert run(folder, by="block")["worst"] == "block 3"
 
 
 def test_what_was_measured_is_not_measured_again(run, studied, monkeypatch):
@@ -200,7 +200,7 @@ def test_the_proposed_policy_is_read_and_quantizes_what_it_says(damaged, family,
 def test_the_proposal_reaches_its_budget_without_the_damaged_group(result):
     """What is said of it was measured with exactly its layers."""
     proposal = result["proposal"]
-    assert "feed-forward in" in proposal["taken_out"] and proposal["mean_ssim"] >= 0.9
+    assert "feed-forward out" in proposal["taken_out"] and proposal["mean_ssim"] >= 0.9
     assert (
         all(ssim < 0.9 for ssim in proposal["tried"][:-1]) and proposal["tried"][-1] == proposal["mean_ssim"]
     )
