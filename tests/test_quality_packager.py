@@ -47,7 +47,13 @@ def write_gate(layout: Layout, *, passed: bool = True, **other: str) -> None:
         checkpoint="one",
         made_from={f"{engines.folders[name].name}/{file}": value for name, file, value in engines.files}
         | other,
-        settings={"profile": "miniature"},
+        settings={
+            "profile": "miniature",
+            "prompts": 16,
+            "steps": 20,
+            "size": [128, 128],
+            "thresholds": {"ssim_mean": {"at_least": 0.97}},
+        },
         versions={},
         findings=findings,
     )

@@ -142,7 +142,7 @@ def test_the_verdict_and_the_mission_come_first(text, folder):
         failures=["SSIM, mean is 0.5 < 0.97"],
         mission={"figure": "ssim_mean", "asked": 0.97, "measured": 0.5, "met": False},
     )
-    headline = page(failed, folder, None)
+    headline = page(failed, folder, AUDIT)
     headline = headline[headline.index("<h1>") : headline.index("<h2>")]
     assert "FP8 is not to be served" in headline
     assert "SSIM, mean is 0.5 &lt; 0.97" in headline and ">not met</b> (0.5000" in headline
@@ -225,17 +225,30 @@ def judged(folder, miniature, tmp_path) -> Layout:
     return layout
 
 
+def write_export(layout: Layout, audit: dict) -> None:
+    """The FP8 ONNX folder with its audit."""
+    manifest = Manifest(kind="onnx", checkpoint="one", made_from={}, settings={}, versions={})
+    with whole(layout.onnx("mmdit", Precision.FP8), manifest) as partial:
+        (partial / "audit.json").write_text(json.dumps(audit))
+
+
 def test_the_page_is_written_once_and_again_when_the_audit_changes(judged, capsys):
-    """audit.json before layers.json."""
-    assert "no audit" in report(judged, "hopper").read_text()
+    """The layers are those of the file that the engine was made from."""
+    write_export(judged, AUDIT)
+    assert "attn.2" in report(judged, "hopper").read_text()
     report(judged, "hopper")
     assert "report: up to date" in capsys.readouterr().out
-    onnx = judged.onnx("mmdit", Precision.FP8)
-    onnx.mkdir(parents=True)
-    (onnx / "layers.json").write_text('[{"name": "old", "precision": "fp8"}]')
-    assert "old" in report(judged, "hopper").read_text()
-    (onnx / "audit.json").write_text(json.dumps(AUDIT))
-    assert "attn.2" in report(judged, "hopper").read_text()
+    write_export(judged, AUDIT | {"rules": []})
+    assert "attn.2" not in report(judged, "hopper").read_text()
+
+
+def test_layers_of_another_file_than_the_engines_are_not_reported(judged):
+    """An FP8 file exported with another policy, after the gate."""
+    write_export(judged, AUDIT)
+    path = judged.engine("hopper", "mmdit", Precision.FP8) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"made_from": {"model.onnx": "other"}}))
+    with pytest.raises(ArtifactError, match=r"onnx-fp8/mmdit is not what the FP8 engine was made from"):
+        report(judged, "hopper")
 
 
 def test_a_gate_about_other_engines_is_not_reported(judged):
