@@ -3,23 +3,22 @@
 Heavy libraries are loaded only for what must be remade.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from export.budget import check_budget
-from export.checkpoint import checkpoint_files, checkpoint_folder, linears
+from export.checkpoint import checkpoint_files, checkpoint_folder
+from export.decisions import decided, policy_digest, remedied
+from export.making import make
 from export.policy import (
     AttentionPrecision,
     Rule,
     calibration_digest,
-    fp32_layers,
     read_policy,
-    with_islands,
 )
 from export.prompts import PROMPTS, SCAN, CalibrationSettings, calibrated_for
-from export.remedies import Island, Remedies
+from export.remedies import Remedies
 from mmdit.artifact import (
     BUILD,
     Layout,
@@ -31,19 +30,17 @@ from mmdit.artifact import (
     sha256,
     shown,
     versions,
-    whole,
 )
 from mmdit.contract import COMPONENTS, Precision, Signature, components
-from mmdit.errors import ArtifactError, QuantizationError, TargetError, first_line
+from mmdit.errors import ArtifactError
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
-from mmdit.target import KNOWN, find_gpu, known, resolve, tensorrt_version
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx")
 # Modules that no artifact but a page or the sensitivity study comes from.
 _NOT_MAKING = (
-    *("__main__", "audit_page", "budget", "candidates", "comparison", "groups", "measurements"),
-    *("sensitivity", "sensitivity_chart", "stages", "switches"),
+    *("__main__", "audit_page", "budget", "candidates", "comparison", "decisions", "groups"),
+    *("making", "measurements", "sensitivity", "sensitivity_chart", "stages", "switches"),
 )
 _FP8_TOOLS = (*_TOOLS, "nvidia-modelopt")
 
@@ -79,7 +76,7 @@ class Export:
             found = read_remedies(folder)
             return {"remedies": {name: each.model_dump(mode="json") for name, each in found.items()}}
 
-        self._make(
+        make(
             "scan",
             self.layout.scan,
             self._manifest("scan", self._all_inputs(), _TOOLS, **settings.model_dump(mode="json")),
@@ -101,7 +98,7 @@ class Export:
 
             write_tokenizers(self.family, self.checkpoint, folder)
 
-        self._make(
+        make(
             "tokenizers",
             self.layout.tokenizers,
             self._manifest("tokenizers", self.hashes["pipeline"], ("transformers", "tokenizers")),
@@ -118,7 +115,7 @@ class Export:
 
                 write_onnx(component, self.signatures[component], self.checkpoint, remedies, folder)
 
-            self._make(
+            make(
                 f"onnx {component}",
                 self.layout.onnx(component),
                 self._manifest(
@@ -147,8 +144,8 @@ class Export:
         command = f"make onnx MODEL={self.layout.model}"
         if require(onnx, command).checkpoint != self.fingerprint:
             raise ArtifactError(f"{onnx} was made from another checkpoint: run `{command}` first")
-        decisions, attention = self._decisions(policy, target)
-        remedies = self._remedied(decisions)
+        decisions, attention = decided(self.checkpoint, self.remedies["mmdit"], policy, target)
+        remedies = self.remedies | {"mmdit": remedied(self.remedies["mmdit"], decisions)}
         self._calibrate(decisions, attention, remedies["mmdit"], calibration, given)
         calibration_files = require(self.layout.calibration, "make fp8").files
         folder = self.layout.onnx("mmdit", Precision.FP8)
@@ -164,7 +161,7 @@ class Export:
             write_fp8_onnx(module, self.signatures["mmdit"], partial)
             return write_audit(partial, self.family, decisions, attention, remedies)
 
-        self._make(
+        make(
             "onnx-fp8 mmdit",
             folder,
             self._manifest(
@@ -172,7 +169,7 @@ class Export:
                 {**self.hashes["mmdit"], **calibration_files},
                 _FP8_TOOLS,
                 component="mmdit",
-                policy=_policy_digest(decisions),
+                policy=policy_digest(decisions),
                 attention=attention.value,
                 attention_by_target={
                     name: each.value for name, each in read_policy(policy).attention.items()
@@ -208,9 +205,9 @@ class Export:
         """
         if budget is not None:
             check_budget(budget)
-        decisions, attention = self._decisions(policy, target)
+        decisions, attention = decided(self.checkpoint, self.remedies["mmdit"], policy, target)
         settings = CalibrationSettings.for_family(self.family, **given)
-        remedies = self._remedied(decisions)["mmdit"]
+        remedies = remedied(self.remedies["mmdit"], decisions)
 
         def write(folder: Path) -> dict[str, Any]:
             from export.sensitivity import study
@@ -230,14 +227,14 @@ class Export:
                 steps=steps,
             )
 
-        self._make(
+        make(
             "sensitivity",
             self.layout.sensitivity,
             self._manifest(
                 "sensitivity",
                 self._all_inputs(),
                 _FP8_TOOLS,
-                policy=_policy_digest(decisions),
+                policy=policy_digest(decisions),
                 attention=attention.value,
                 remedies=remedies.model_dump(mode="json"),
                 by=by,
@@ -248,31 +245,6 @@ class Export:
             ),
             write,
         )
-
-    def _decisions(self, policy: Path | None, target: str) -> tuple[dict[str, Rule], AttentionPrecision]:
-        """What the policy says about each layer, the scan's FP32 islands put in, and about attention."""
-        chosen = read_policy(policy)
-        islands = {
-            island.module.removeprefix("model").removeprefix("."): island.reason
-            for island in self.remedies["mmdit"].islands
-        }
-        decisions = with_islands(chosen.decide(linears(self.checkpoint)), islands)
-        if target != "auto" and not known(target):
-            raise TargetError(
-                f"target {target!r} is unknown: expected auto, {', '.join(KNOWN)} or such as sm86"
-            )
-        if target == "auto":
-            target = resolve(target, find_gpu(), tensorrt_version())[0].name
-        return decisions, chosen.attention_on(target)
-
-    def _remedied(self, decisions: dict[str, Rule]) -> dict[str, Remedies]:
-        """The scan's remedies, with an island for each layer that the policy has in FP32."""
-        found = self.remedies["mmdit"]
-        islands = tuple(
-            Island(module=f"model.{name}", magnitude=0.0, tensor="the policy", reason=reason)
-            for name, reason in fp32_layers(decisions).items()
-        )
-        return self.remedies | {"mmdit": found.model_copy(update={"islands": found.islands + islands})}
 
     def _calibrated_for(self, decisions: dict[str, Rule], attention: AttentionPrecision) -> dict[str, Any]:
         return calibrated_for(self.fingerprint, calibration_digest(decisions, attention), self.family)
@@ -314,7 +286,7 @@ class Export:
                 remedies=remedies.model_dump(mode="json"),
                 **settings.model_dump(mode="json"),
             )
-        self._make("calibration", folder, manifest, write)
+        make("calibration", folder, manifest, write)
 
     def _all_inputs(self) -> dict[str, str]:
         """Every file of the checkpoint, and the prompts."""
@@ -335,32 +307,3 @@ class Export:
             },
             versions=versions(*tools),
         )
-
-    def _make(
-        self,
-        label: str,
-        folder: Path,
-        manifest: Manifest,
-        write: Callable[[Path], dict[str, Any] | None],
-    ) -> None:
-        """Make one artifact, or say that it is up to date."""
-        reason = manifest.reason_to_rebuild(folder)
-        if reason is None:
-            print(f"{label}: up to date")
-            return
-        print(f"{label}: making it ({reason})", flush=True)
-        try:
-            with whole(folder, manifest) as partial:
-                manifest.findings = write(partial) or {}
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
-                raise
-            raise QuantizationError(
-                f"{label}: the GPU's memory does not suffice ({first_line(error)}): run fewer prompts at a "
-                "time (--scan-batch 1, --calibration-batch 1), or on the CPU (CUDA_VISIBLE_DEVICES=)"
-            ) from None
-        print(f"{label}: {shown(folder)}", flush=True)
-
-
-def _policy_digest(decisions: dict[str, Rule]) -> str:
-    return digest([[name, rule.model_dump(mode="json")] for name, rule in decisions.items()])

@@ -150,3 +150,14 @@ def run_export(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
         return int(exit_status.value.code or 0), capfd.readouterr().err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """The miniature's tensors are so small that two threads wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

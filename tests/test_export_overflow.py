@@ -23,13 +23,7 @@ from mmdit.shapes import shape_set
 CAPTION = "a large red circle on the left, on white"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are so small that two threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

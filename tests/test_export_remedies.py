@@ -25,13 +25,7 @@ ODD = (80, 112)  # 35 image tokens
 ROW_MEASURED = 3.4e-4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are so small that two threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,7 @@ DOCTORINGS = {"streams": STREAMS, "hidden": HIDDEN}
 CASES = [(component, name) for name, doctoring in DOCTORINGS.items() for component in doctoring]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The tensors are so small that two threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
