@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         gpu=gpu,
         tensorrt=tensorrt,
     )
+    if target.missing:
+        raise targets.TargetError(f"target {target.name!r} cannot be built here: {target.missing}")
     rows = [("component", "precision", "runtime", "size", "path")]
     for source in found:
         file = engine(source, build)

@@ -11,7 +11,7 @@ from engines.onnxruntime_from_onnx import onnxruntime_from_onnx
 from engines.plan_from_onnx import Options, plan_from_onnx
 from engines.source import MODEL, Source
 from mmdit.artifact import Layout, Manifest, versions, whole
-from mmdit.contract import components, dims_vary, profiles
+from mmdit.contract import components, profiles
 from mmdit.errors import TargetError
 from mmdit.family import Family
 from mmdit.shapes import ShapeSet
@@ -83,7 +83,7 @@ def _settings(source: Source, build: Build) -> dict[str, Any]:
         "target": build.target.name,
         "family": build.family.model_dump(),
         "shapes": build.shapes.model_dump(),
-        "profiles": profiles(signature, build.shapes, varies=dims_vary(signature)),
+        "profiles": profiles(signature, build.shapes),
         "options": build.options.settings if build.target.runtime == "tensorrt" else {},
     }
     as_read_back: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists

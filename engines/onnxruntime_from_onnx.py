@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from engines.source import Source
-from mmdit.contract import Precision, Signature, dims_at, dims_vary, profiles
+from mmdit.contract import Precision, Signature, bounds, dims_at
 from mmdit.errors import EngineError
 from mmdit.family import Family
-from mmdit.shapes import ShapeSet
+from mmdit.shapes import ShapeSet, Size
 
 _TOKEN_IDS = 8  # every vocabulary has as many
 
@@ -19,7 +19,7 @@ _TOKEN_IDS = 8  # every vocabulary has as many
 def onnxruntime_from_onnx(
     source: Source, folder: Path, *, signature: Signature, shapes: ShapeSet, family: Family
 ) -> dict[str, Any]:
-    """Copy a component's ONNX files into `folder` and run them once at the smallest shapes served.
+    """Copy a component's ONNX files into `folder` and run them at the bounds of every profile.
 
     Copies, not hard links: onnx refuses external weights that have several names, and the links
     would spoil the original too. Returns findings. Raises EngineError when ONNX Runtime cannot load
@@ -28,35 +28,46 @@ def onnxruntime_from_onnx(
     component = source.component
     for name in source.files:
         shutil.copyfile(source.folder / name, folder / name)
-    inputs = _random_inputs(signature, shapes, family)
     start = time.monotonic()
     try:
         loaded_session = session(folder / source.onnx.name, source.precision)
-        loaded = time.monotonic()
-        results = loaded_session.run([tensor.name for tensor in signature.outputs], inputs)
     except Exception as error:  # its exceptions share no base but Exception
         reason = " ".join(str(error).split())
-        raise EngineError(f"{component}: ONNX Runtime cannot run it: {reason}") from error
-    finished = time.monotonic()
-    smallest = shapes.ranges[0].min
+        raise EngineError(f"{component}: ONNX Runtime cannot load it: {reason}") from error
+    loaded = time.monotonic()
+    points = sorted({point for bound in bounds(signature, shapes) for point in bound})
+    for rows, size in points:
+        _check_runs(loaded_session, component, signature, family, rows, size)
+    return {
+        "engine_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "seconds_to_load": round(loaded - start, 3),
+        "ran_at": [{"rows": rows, "size": list(size)} for rows, size in points],
+    }
+
+
+def _check_runs(
+    loaded: Any, component: str, signature: Signature, family: Family, rows: int, size: Size
+) -> None:
+    at = f"{rows} rows of {size[0]}×{size[1]} pixels"
+    try:
+        results = loaded.run(
+            [tensor.name for tensor in signature.outputs], _random_inputs(signature, family, rows, size)
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(f"{component}: ONNX Runtime cannot run it at {at}: {reason}") from error
     for tensor, result in zip(signature.outputs, results, strict=True):
-        expected = (1, *dims_at(tensor, smallest))
+        expected = (rows, *dims_at(tensor, size))
         if result.dtype != tensor.dtype.numpy or result.shape != expected:
             raise EngineError(
                 f"{component}: output {tensor.name!r} is {result.dtype} {list(result.shape)} at "
-                f"{smallest[0]}×{smallest[1]} pixels, expected {tensor.dtype.value} "
-                f"{list(expected)}"
+                f"{at}, expected {tensor.dtype.value} {list(expected)}"
             )
         if not np.isfinite(result).all():
             raise EngineError(
                 f"{component}: output {tensor.name!r} holds values that are not finite for random "
-                "inputs: look for an overflow in the export's report"
+                f"inputs at {at}: look for an overflow in the export's report"
             )
-    return {
-        "engine_bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "seconds_to_load": round(loaded - start, 3),
-        "seconds_to_run": round(finished - loaded, 3),
-    }
 
 
 def session(onnx_file: Path, precision: Precision) -> Any:
@@ -75,12 +86,11 @@ def session(onnx_file: Path, precision: Precision) -> Any:
     return onnxruntime.InferenceSession(str(onnx_file), options, providers=["CPUExecutionProvider"])
 
 
-def _random_inputs(signature: Signature, shapes: ShapeSet, family: Family) -> dict[str, Any]:
-    smallest = profiles(signature, shapes, varies=dims_vary(signature))[0]
+def _random_inputs(signature: Signature, family: Family, rows: int, size: Size) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     inputs = {}
     for tensor in signature.inputs:
-        shape = smallest[tensor.name][0]
+        shape = (rows, *dims_at(tensor, size))
         if tensor.name == "input_ids":
             values: Any = generator.integers(0, _TOKEN_IDS, shape)
         elif tensor.name == "timestep":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.source import Source
-from mmdit.contract import Dtype, Signature, dims_vary, profiles
+from mmdit.contract import Dtype, Signature, profiles
 from mmdit.errors import EngineError
 from mmdit.progress import Progress
 from mmdit.shapes import ShapeSet
@@ -104,7 +104,7 @@ def _build(
     from polygraphy.backend.trt import Profile as TensorRtProfile
 
     tensorrt_profiles = []
-    for table in profiles(signature, shapes, varies=dims_vary(signature)):
+    for table in profiles(signature, shapes):
         profile = TensorRtProfile()
         for name, (low, middle, high) in table.items():
             profile.add(name, min=low, opt=middle, max=high)

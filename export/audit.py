@@ -16,12 +16,12 @@ from onnx import TensorProto, numpy_helper
 from export.audit_page import page
 from export.groups import attention_flops, image_tokens, layer_flops
 from export.onnx_from_checkpoint import ONNX_FILE
-from export.placement import RULES, FileGraph
 from export.policy import AttentionPrecision, LayerPrecision, Rule, attention_in_island
 from export.remedies import Remedies
 from export.weights import E4M3_MAX
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
+from mmdit.placement import RULES, FileGraph
 
 _SHOWN = 10  # broken places in an error's message
 AUDIT_FILE, AUDIT_PAGE = "audit.json", "audit.html"

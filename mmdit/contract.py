@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 
 from mmdit.family import CLIP_TOKENS, VAE_SCALE, Family
-from mmdit.shapes import ShapeSet
+from mmdit.shapes import ShapeSet, Size
 
 
 class Dtype(Enum):
@@ -76,7 +76,6 @@ class Signature:
 
 TEXT_ENCODERS = ("clip_l", "clip_g", "t5")
 COMPONENTS = (*TEXT_ENCODERS, "mmdit", "vae_decoder")
-Size = tuple[int, int]
 
 
 def components(family: Family, shapes: ShapeSet) -> dict[str, Signature]:
@@ -119,28 +118,31 @@ def components(family: Family, shapes: ShapeSet) -> dict[str, Signature]:
     }
 
 
-def profiles(
-    signature: Signature, shapes: ShapeSet, *, varies: bool
-) -> list[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]:
-    """A component's optimization profiles: input → (min, opt, max) shapes, rows first.
+Shape = tuple[int, ...]
+Profile = dict[str, tuple[Shape, Shape, Shape]]  # input → its smallest, usual and largest shape, rows first
 
-    One profile for each size range when the component's dims vary with the size, otherwise one.
+
+def bounds(signature: Signature, shapes: ShapeSet) -> list[tuple[tuple[int, Size], ...]]:
+    """Of each of a component's optimization profiles the smallest, usual and largest (rows, size).
+
+    One for each size range, in the same order. A component that takes one row at a time has one over all
+    sizes: several contexts would cost more memory than the sizes that it reserves and nobody serves.
     """
-    table = []
-    for size_range in shapes.ranges if varies else shapes.ranges[:1]:
-        rows = min(signature.max_rows, size_range.max_rows) if varies else signature.max_rows
-        bounds = (
-            (1, size_range.min),
-            (min(2, rows), size_range.opt),
-            (rows, size_range.max),
-        )
-        table.append(
-            {
-                tensor.name: tuple((row, *dims_at(tensor, size)) for row, size in bounds)
-                for tensor in signature.inputs
-            }
-        )
-    return table  # type: ignore[return-value]
+    return [
+        ((each.min_rows, each.min), (each.opt_rows, each.opt), (each.max_rows, each.max))
+        for each in ((shapes.hull,) if signature.max_rows == 1 else shapes.ranges)
+    ]
+
+
+def profiles(signature: Signature, shapes: ShapeSet) -> list[Profile]:
+    """The same as the shapes of its inputs."""
+    return [
+        {
+            tensor.name: tuple((rows, *dims_at(tensor, size)) for rows, size in bound)  # type: ignore[misc]
+            for tensor in signature.inputs
+        }
+        for bound in bounds(signature, shapes)
+    ]
 
 
 def dims_at(tensor: Tensor, size: Size) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ Imports no heavy library: the GPU is asked through NVML, TensorRT's version read
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, util
 from typing import Any
 
@@ -30,12 +30,16 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Target:
-    """What engines are built for; `fp8` says whether the runtime executes FP8 graphs there."""
+    """What engines are built for; `fp8` says whether the runtime executes FP8 graphs there.
+
+    `missing` says why they cannot be built on this machine, where all before the build can run all the same.
+    """
 
     name: str
     runtime: str  # "tensorrt" or "onnxruntime"
     compute_capability: tuple[int, int] | None
     fp8: bool
+    missing: str | None = None
 
     def warnings(self, precision: Precision) -> list[str]:
         """What a user who asks for `precision` on this target should know."""
@@ -59,14 +63,13 @@ def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, s
     """The target called `name`, and in words why it is that one.
 
     `auto` takes the GPU's target where TensorRT and a GPU are there, else the CPU. `tensorrt` is
-    the version installed. Raises TargetError when `name` is unknown, or this machine cannot build
-    for it.
+    the version installed. Raises TargetError when `name` is unknown, or TensorRT too old.
     """
-    missing = {
+    lacks = {
         "TensorRT is not installed": tensorrt is None,
         "no NVIDIA GPU was found": gpu is None,
     }
-    without = " and ".join(what for what, holds in missing.items() if holds)
+    without = " and ".join(what for what, holds in lacks.items() if holds)
     if name == "cpu":
         return CPU, "ONNX Runtime, as asked"
     if name == "auto" and without:
@@ -76,24 +79,24 @@ def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, s
             f"target {name!r} is unknown: expected auto, {', '.join(_NAMES.values())}, cpu, "
             "or a compute capability such as sm86"
         )
-    if gpu is None or tensorrt is None:
-        raise TargetError(
-            f"target {name!r} cannot be built here: {without}. TensorRT builds on a GPU of the target's "
-            f"kind: {_GET_TENSORRT}. TARGET=cpu works here"
-        )
-    if tuple(int(part) for part in tensorrt.split(".")[:2]) < OLDEST_TENSORRT:
+    if tensorrt is not None and tuple(int(part) for part in tensorrt.split(".")[:2]) < OLDEST_TENSORRT:
         raise TargetError(
             f"TensorRT {tensorrt} is too old: expected {'.'.join(map(str, OLDEST_TENSORRT))} or "
             f"later; {_GET_TENSORRT}"
         )
-    target = _target_of(gpu)
-    if name not in ("auto", target.name, _sm(gpu.compute_capability)):
-        raise TargetError(
-            f"target {name!r} cannot be built on this GPU: {gpu.name} is {target.name} "
-            f"({_sm(gpu.compute_capability)}), and an engine runs only on the compute capability "
-            f"that built it; use TARGET={target.name}, or build on a GPU of {name}"
-        )
-    return target, f"{gpu.name}, {_sm(gpu.compute_capability)}, TensorRT {tensorrt}"
+    if gpu is not None and name in ("auto", *_names_of(gpu.compute_capability)):
+        if not without:
+            return _target(
+                gpu.compute_capability
+            ), f"{gpu.name}, {_sm(gpu.compute_capability)}, TensorRT {tensorrt}"
+    elif gpu is not None:
+        found = _names_of(gpu.compute_capability)[0]
+        other = f"{gpu.name} is {found}, and an engine runs only on the compute capability that built it"
+        without = " and ".join(filter(None, (other, without)))
+    capability = _capability(name)
+    return replace(
+        _target(capability), missing=without
+    ), f"{_sm(capability)}, to be built elsewhere: {without}"
 
 
 def known(name: str) -> bool:
@@ -156,10 +159,22 @@ def tensorrt_version() -> str | None:
     return str(tensorrt.__version__)
 
 
-def _target_of(gpu: Gpu) -> Target:
-    capability = gpu.compute_capability
-    name = _NAMES.get(capability, _sm(capability))
-    return Target(name, "tensorrt", capability, fp8=capability >= _FIRST_FP8)
+def _target(capability: tuple[int, int]) -> Target:
+    return Target(_names_of(capability)[0], "tensorrt", capability, fp8=capability >= _FIRST_FP8)
+
+
+def _names_of(capability: tuple[int, int]) -> tuple[str, ...]:
+    """A compute capability's names, the usual one first."""
+    sm = _sm(capability)
+    return (_NAMES[capability], sm) if capability in _NAMES else (sm,)
+
+
+def _capability(name: str) -> tuple[int, int]:
+    """The compute capability of a target that is known by name, other than auto and cpu."""
+    for capability, usual in _NAMES.items():
+        if name == usual:
+            return capability
+    return int(name[2:-1]), int(name[-1])
 
 
 def _sm(capability: tuple[int, int]) -> str:

@@ -58,22 +58,30 @@ def test_auto_without_tensorrt_or_a_gpu_takes_the_cpu_and_says_why(
     assert resolve("auto", gpu, tensorrt) == (CPU, f"ONNX Runtime, because {why}")
 
 
-@pytest.mark.parametrize("name", ["hopper", "ada", "sm86"])
-@pytest.mark.parametrize(("gpu", "tensorrt"), [(None, TENSORRT), (H100, None), (None, None)])
-def test_a_gpu_target_that_cannot_be_built_here_says_what_is_missing_and_the_way_out(
-    name: str, gpu: Gpu | None, tensorrt: str | None
+@pytest.mark.parametrize(
+    ("name", "capability"), [("hopper", (9, 0)), ("ada", (8, 9)), ("sm86", (8, 6)), ("sm120", (12, 0))]
+)
+@pytest.mark.parametrize(("gpu", "tensorrt"), [(None, TENSORRT), (None, None)])
+def test_a_gpu_target_that_cannot_be_built_here_is_prepared_and_says_what_is_missing(
+    name: str, capability: tuple[int, int], gpu: Gpu | None, tensorrt: str | None
 ) -> None:
-    with pytest.raises(TargetError) as raised:
-        resolve(name, gpu, tensorrt)
-    message = str(raised.value)
-    assert ("TensorRT is not installed" in message) is (tensorrt is None)
-    assert ("no NVIDIA GPU was found" in message) is (gpu is None)
-    assert "pip install tensorrt" in message and "container" in message and "TARGET=cpu" in message
+    chosen, why = resolve(name, gpu, tensorrt)
+    assert (chosen.name, chosen.runtime, chosen.compute_capability) == (name, "tensorrt", capability)
+    assert chosen.missing and chosen.missing in why
+    assert ("TensorRT is not installed" in chosen.missing) is (tensorrt is None)
+    assert "no NVIDIA GPU was found" in chosen.missing
+    assert chosen.fp8 is (capability >= (8, 9))
 
 
-def test_a_target_of_another_compute_capability_than_the_gpu_is_refused() -> None:
-    with pytest.raises(TargetError, match=r"'hopper'.*NVIDIA L40S is ada \(sm89\).*use TARGET=ada"):
-        resolve("hopper", L40S, TENSORRT)
+def test_a_gpu_without_tensorrt_prepares_its_own_target() -> None:
+    chosen, _ = resolve("hopper", H100, None)
+    assert chosen.missing == "TensorRT is not installed"
+
+
+def test_a_target_of_another_compute_capability_than_the_gpu_is_built_elsewhere() -> None:
+    chosen, why = resolve("hopper", L40S, TENSORRT)
+    assert chosen.name == "hopper" and chosen.compute_capability == (9, 0)
+    assert "NVIDIA L40S is ada, and an engine runs only on the compute capability that built it" in why
 
 
 def test_an_unknown_target_and_an_old_tensorrt_are_refused() -> None:

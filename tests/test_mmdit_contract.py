@@ -1,7 +1,5 @@
 """The tensor contract and the shape sets: one table that everything else derives from."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -17,7 +15,7 @@ from mmdit.contract import (
 )
 from mmdit.errors import ContractError
 from mmdit.family import Family, family_from_checkpoint
-from mmdit.shapes import ShapeSet, SizeRange, shape_set
+from mmdit.shapes import NAMES, ShapeSet, SizeRange, shape_set, tokens
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +34,6 @@ def family(request) -> Family:
     return request.getfixturevalue(request.param)
 
 
-def tokens(family: Family, size: tuple[int, int]) -> int:
-    return math.prod(size) // family.size_multiple**2 + family.context_tokens
-
-
 def test_every_component_has_a_signature(family):
     """All five, each with inputs and outputs of distinct names."""
     table = components(family, shape_set(family))
@@ -51,24 +45,71 @@ def test_every_component_has_a_signature(family):
         assert signature.max_rows >= 1
 
 
+@pytest.mark.parametrize("name", [None, *NAMES])
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_profiles_are_ordered_and_lie_in_the_shape_set(component, family):
-    """min ≤ opt ≤ max in every dim, from one row up to what the shape set allows at its sizes."""
-    shapes = shape_set(family)
-    signature = components(family, shapes)[component]
-    varies = dims_vary(signature)
-    table = profiles(signature, shapes, varies=varies)
-    assert len(table) == (len(shapes.ranges) if varies else 1)
-    for profile, size_range in zip(table, shapes.ranges, strict=False):
+def test_profiles_are_ordered_and_lie_in_the_shape_set(component, name, large):
+    """min ≤ opt ≤ max in every dim; the MMDiT has one for each range, the others one over all sizes."""
+    shapes = shape_set(large, name)
+    signature = components(large, shapes)[component]
+    table = profiles(signature, shapes)
+    ranges = shapes.ranges if component == "mmdit" else (shapes.hull,)
+    for profile, each in zip(table, ranges, strict=True):
         assert list(profile) == [tensor.name for tensor in signature.inputs]
         for tensor in signature.inputs:
             low, middle, high = profile[tensor.name]
             assert all(a <= b <= c for a, b, c in zip(low, middle, high, strict=True))
-            assert low[0] == 1
-            assert high[0] == min(signature.max_rows, size_range.max_rows)
-            assert low[1:] == dims_at(tensor, size_range.min)
-            assert middle[1:] == dims_at(tensor, size_range.opt)
-            assert high[1:] == dims_at(tensor, size_range.max)
+            assert (low[0], middle[0], high[0]) == (each.min_rows, each.opt_rows, each.max_rows)
+            assert low[1:] == dims_at(tensor, each.min)
+            assert middle[1:] == dims_at(tensor, each.opt)
+            assert high[1:] == dims_at(tensor, each.max)
+    assert max(each.max_rows for each in ranges) == signature.max_rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(3.5, 2), (1.0, 1)])
+def test_the_first_profile_is_static_for_a_lone_request_of_the_usual_size(name, guidance_scale, rows, large):
+    """Triton takes the nearest profile, of equals the first; a CUDA graph holds one shape."""
+    first, *others = shape_set(large.model_copy(update={"guidance_scale": guidance_scale}), name).ranges
+    assert first.static and first.max_rows == rows
+    assert not any(each.static for each in others)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_call_passes_the_budget_of_its_shape_set(name, large):
+    """At the largest size and the most rows of each range."""
+    shapes = shape_set(large, name)
+    for each in shapes.ranges:
+        assert each.max_rows * tokens(large, each.max) <= shapes.row_tokens
+
+
+def test_buckets_share_a_range_with_their_neighbours(large):
+    """Each in a range that is at most 15 % larger; together in fewer ranges than there are sizes."""
+    shapes = shape_set(large, "buckets-1mp")
+    assert len(shapes.ranges) == 1 + 5 and len(shapes.sizes) == 9
+    for each in shapes.ranges[1:]:
+        members = [size for size in shapes.sizes if each.holds(*size)]
+        assert members
+        assert tokens(large, each.max) <= 1.15 * max(tokens(large, size) for size in members)
+    assert all(shapes.rows_at(*size) >= 8 for size in shapes.sizes)
+    (alone,) = [each for each in shapes.ranges[1:] if each.holds(1024, 1024)]
+    assert alone.opt == (1024, 1024)
+    assert shapes.hull.max == (1536, 1536)  # what one range for all would reserve
+
+
+def test_a_size_between_the_listed_ones_is_not_served(large):
+    """Though its profile would take it: the models were not trained on it."""
+    shapes = shape_set(large, "buckets-1mp")
+    assert shapes.rows_at(1152, 896) and not shapes.rows_at(1136, 896)
+    assert any(each.holds(1136, 896) for each in shapes.ranges)
+
+
+def test_larger_pictures_leave_fewer_rows(large):
+    """In one set of any sizes, by nested ranges."""
+    shapes = shape_set(large, "any-256-1536")
+    assert [shapes.rows_at(*size) for size in ((512, 256), (640, 512), (1024, 1024), (1536, 256))] == [
+        *(16, 8, 8, 3)
+    ]
+    assert shapes.rows_at(1552, 256) == shapes.rows_at(1000, 1000) == 0
 
 
 def test_only_what_depends_on_the_size_varies(family):
@@ -85,14 +126,6 @@ def test_dims_follow_from_the_size_in_pixels(small):
     assert dims_at(image, (80, 112)) == (3, 80, 112)
 
 
-def test_a_request_with_guidance_fits_one_call(family):
-    """Two rows; and no call of the most rows passes the budget of rows times tokens."""
-    shapes = shape_set(family)
-    assert shapes.max_rows == components(family, shapes)["mmdit"].max_rows
-    for size_range in shapes.ranges:
-        assert size_range.max_rows >= 2
-
-
 @pytest.mark.parametrize(
     ("name", "max_rows", "budget"),
     [("any-64-256", 16, 16 * 589), ("square-512", 16, 16 * 1357), ("square-1024", 8, 8 * 4429)],
@@ -100,7 +133,7 @@ def test_a_request_with_guidance_fits_one_call(family):
 def test_rows_follow_from_a_budget_of_tokens(name, max_rows, budget, large):
     """The table's numbers for SD3.5's 333 text tokens; longer texts leave room for fewer rows."""
     shapes = shape_set(large, name)
-    (size_range,) = shapes.ranges
+    _, size_range = shapes.ranges
     assert size_range.max_rows == max_rows
     assert max_rows * tokens(large, size_range.max) <= budget
     longer = large.model_copy(update={"t5_tokens": 512})
@@ -113,7 +146,7 @@ def test_a_family_has_a_shape_set_of_its_own_size(small, large):
     """Unless another is named."""
     assert shape_set(small).name == "any-64-256"
     assert shape_set(large).name == "square-1024"
-    assert shape_set(large, "square-512").max_size == (512, 512)
+    assert shape_set(large, "square-512").hull.max == (512, 512)
 
 
 def test_an_unknown_shape_set_is_refused(small):
@@ -125,7 +158,7 @@ def test_an_unknown_shape_set_is_refused(small):
 def test_a_shape_set_beyond_the_position_embedding_is_refused(small):
     """Positions that were never embedded would be cropped in silence."""
     assert small.max_latent * 8 == 512
-    assert shape_set(small, "square-512").max_size == (512, 512)
+    assert shape_set(small, "square-512").hull.max == (512, 512)
     with pytest.raises(ContractError, match=r"'square-1024' goes up to 1024 pixels.*covers 512"):
         shape_set(small, "square-1024")
 
@@ -138,11 +171,11 @@ def test_a_shape_set_beyond_the_position_embedding_is_refused(small):
         {"min": (0, 64), "opt": (64, 64), "max": (64, 64), "max_rows": 2},
         {"min": (64, 64), "opt": (64, 64), "max": (64, 64), "max_rows": 1},
     ],
-    ids=["min above opt", "opt above max", "nothing", "one row"],
+    ids=["min above opt", "opt above max", "nothing", "usual rows above the most"],
 )
 def test_a_size_range_that_cannot_be_a_profile_is_refused(values):
     """When it is made, not when TensorRT refuses it."""
-    with pytest.raises(ValueError, match=r"needs (0 < min|2 rows)"):
+    with pytest.raises(ValueError, match=r"needs 0 < min"):
         SizeRange(**values)
 
 

@@ -14,7 +14,6 @@ from mmdit.contract import (
     COMPONENTS,
     Precision,
     components,
-    dims_vary,
     ensemble_steps,
     profiles,
     served_models,
@@ -61,7 +60,7 @@ def write_engines(
                 **{"component": name, "precision": precision.value, "runtime": "tensorrt"},
                 **{"target": "hopper", "family": family.model_dump(mode="json")},
                 "shapes": shapes.model_dump(mode="json"),
-                "profiles": profiles(signature, shapes, varies=dims_vary(signature)),
+                "profiles": profiles(signature, shapes),
             },
             versions={},
         )

@@ -31,6 +31,7 @@ class Limits:
     pixels_per_latent: int
     multiple: int
     ranges: tuple[tuple[tuple[int, int], tuple[int, int], int], ...]  # (min, max, rows of a call)
+    sizes: tuple[tuple[int, int], ...]  # all that are served; none: every multiple in a range
     default_size: int
     default_steps: int
     default_guidance_scale: float
@@ -49,6 +50,7 @@ class Limits:
             pixels_per_latent=settings["pixels_per_latent"],
             multiple=shapes["multiple"],
             ranges=tuple((tuple(r["min"]), tuple(r["max"]), r["max_rows"]) for r in shapes["ranges"]),
+            sizes=tuple((height, width) for height, width in shapes["sizes"]),
             default_size=family["default_size"],
             default_steps=family["steps"],
             default_guidance_scale=family["guidance_scale"],
@@ -69,12 +71,19 @@ class Limits:
             for low, high, rows in self.ranges
             if low[0] <= height <= high[0] and low[1] <= width <= high[1]
         ]
-        if not rows:
-            served = ", ".join(
-                f"{low[0]}x{low[1]}" if low == high else f"{low[0]}x{low[1]} to {high[0]}x{high[1]}"
+        if not rows or (self.sizes and (height, width) not in self.sizes):
+            served = [f"{size[0]}x{size[1]}" for size in self.sizes] or [
+                f"{low[0]}x{low[1]} to {high[0]}x{high[1]}"
                 for low, high, _ in self.ranges
+                if not any(
+                    (low, high) != (other[0], other[1])
+                    and all(a <= b for a, b in zip(other[0] + high, low + other[1], strict=True))
+                    for other in self.ranges
+                )
+            ]
+            raise RequestError(
+                f"size {height}x{width} (height x width) is not served: expected {', '.join(served)}"
             )
-            raise RequestError(f"size {height}x{width} (height x width) is not served: expected {served}")
         return max(rows)
 
 

@@ -1,7 +1,8 @@
 """An FP8 file's graph, and TensorRT's rules about where Q and DQ stand. One rule a function.
 
 The rules are those of TensorRT's manual on explicit quantization and of its ONNX parser (11.4); whether
-a pair that keeps them is fused is the builder's to tell.
+a pair that keeps them is fused is the builder's to tell. The export's audit and the engines' readiness check
+both hold files against them. Imports onnx, as no other module here does.
 """
 
 from collections import defaultdict
@@ -87,9 +88,9 @@ class FileGraph:
         for node in self.nodes:
             if node.op_type != "MatMul":
                 continue
-            stored, weight_scale = self._behind_dequantize(node.input[1])
+            stored, weight_scale = self.behind_dequantize(node.input[1])
             if stored in self.constants:
-                _, input_scale = self._behind_dequantize(node.input[0])
+                _, input_scale = self.behind_dequantize(node.input[0])
                 layer = ".".join(node.name.strip("/").split("/")[1:-1])
                 found[layer] = Linear(self.constants[stored], weight_scale, input_scale)
         return found
@@ -131,7 +132,7 @@ class FileGraph:
             if name not in linears and not name.endswith("/scale")
         )
 
-    def _behind_dequantize(self, name: str) -> tuple[str, TensorProto | None]:
+    def behind_dequantize(self, name: str) -> tuple[str, TensorProto | None]:
         node = self.producers.get(name)
         while node is not None and node.op_type in ("Transpose", "Cast"):
             node = self.producers.get(node.input[0])
@@ -141,7 +142,7 @@ class FileGraph:
 
     def _scale_before(self, name: str) -> TensorProto | None:
         """The scale of an operand; k is transposed between its DequantizeLinear and the product."""
-        return self._behind_dequantize(name)[1]
+        return self.behind_dequantize(name)[1]
 
     def _without_casts(self, name: str) -> str:
         while self.producers[name].op_type in ("Cast", "Add"):
@@ -243,8 +244,8 @@ def whole_products(graph: FileGraph) -> Finding:
     broken = []
     nodes = [node for node in graph.nodes if node.op_type == "MatMul"]
     for node in nodes:
-        stored, second = graph._behind_dequantize(node.input[1])
-        _, first = graph._behind_dequantize(node.input[0])
+        stored, second = graph.behind_dequantize(node.input[1])
+        _, first = graph.behind_dequantize(node.input[0])
         weight = stored in graph.constants
         if (first is not None and second is None) or (not weight and first is None and second is not None):
             broken.append(node.name)

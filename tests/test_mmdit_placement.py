@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.placement import RULES, FileGraph
+from mmdit.placement import RULES, FileGraph
 
 HALF, E4M3 = TensorProto.FLOAT16, TensorProto.FLOAT8E4M3FN
 
