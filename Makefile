@@ -8,6 +8,10 @@ MODEL ?= miniature
 TARGET ?= auto
 # of the MMDiT: fp8 or fp16
 PRECISION ?= fp8
+# the sizes served: square-1024 (the default of SD3.5), square-512, buckets-1mp, any-256-1536
+SHAPES ?=
+# more of `python -m engines build`, such as --workspace-gib 20
+ENGINE_OPTIONS ?=
 # 1: package FP8 engines whose quality gate failed or was not run, and say so in the manifest
 ACCEPT_QUALITY ?=
 # more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
@@ -39,6 +43,7 @@ RUN := $(VENV)/bin/python
 quoted = '$(subst ','\'',$(value $(1)))'
 MODEL_AND_TARGET = --model $(call quoted,MODEL) --target $(call quoted,TARGET)
 CHOSEN = $(MODEL_AND_TARGET) --precision $(PRECISION)
+ENGINE = $(call given,SHAPES,shapes) $(ENGINE_OPTIONS)
 # of the quality gate, passed on only when they are given
 GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count)
 # FP8 is packaged once its gate is passed, or without it when that was asked for by name
@@ -79,7 +84,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 target: $(READY) # refuse a target that this machine cannot build before hours of export
-	@$(RUN) -m engines $(CHOSEN) --check >/dev/null
+	@$(RUN) -m engines build $(CHOSEN) --check >/dev/null
 
 onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
 	@$(RUN) -m export onnx --model $(call quoted,MODEL) $(ONNX_OPTIONS)
@@ -93,7 +98,7 @@ sensitivity: onnx ## rank groups of layers by what FP8 does to them; BUDGET=0.99
 	$(call given,POLICY,policy) $(FP8_OPTIONS)
 
 engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
-	@$(RUN) -m engines $(CHOSEN)
+	@$(RUN) -m engines build $(CHOSEN) $(ENGINE)
 
 gate: both-engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
 	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE))
@@ -104,7 +109,7 @@ report: both-engines ## one page about FP8, whatever the gate's verdict: picture
 
 both-engines: engines # FP8 is judged beside FP16
 	@$(if $(filter fp8,$(PRECISION)),set -o pipefail; \
-	$(RUN) -m engines $(MODEL_AND_TARGET) --precision fp16 | sed -un '/: building/p')
+	$(RUN) -m engines build $(MODEL_AND_TARGET) --precision fp16 $(ENGINE) | sed -un '/: building/p')
 
 repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1)
 	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)

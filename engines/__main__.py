@@ -1,7 +1,6 @@
-"""Build one engine for each component: `python -m engines --model miniature --target auto`.
+"""ONNX → one engine for each component and GPU target.
 
-Reads `build/<model>/onnx*`, writes `build/<model>/engines/<target>`. Prints what it reuses, what it
-builds and why, and where the engines lie.
+python -m engines build --model miniature --target auto
 """
 
 import argparse
@@ -15,11 +14,11 @@ from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import run_command
-from mmdit.shapes import shape_set
+from mmdit.shapes import NAMES, shape_set
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, build what is not up to date, print the table of engines."""
+    """Parse the command line and run one command."""
     arguments = _parsed(argv)
     precision = Precision(arguments.precision)
     gpu, tensorrt = targets.find_gpu(), targets.tensorrt_version()
@@ -61,39 +60,51 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m engines",
-        description="Build one engine for each component of a model, for a GPU target or the CPU.",
+        prog="python -m engines", description="ONNX to one engine for each component and GPU target."
     )
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument(
         "--model", default="miniature", help="a checkpoint's folder or hub id (default: miniature)"
     )
-    parser.add_argument(
+    chosen.add_argument(
         "--target",
         default="auto",
         metavar="auto|hopper|ada|cpu",
         help="what to build for; a compute capability such as sm86 names any other GPU "
         "(default: this machine's GPU where TensorRT is installed, else cpu)",
     )
-    parser.add_argument(
+    chosen.add_argument(
         "--precision",
         choices=[precision.value for precision in Precision],
         default=Precision.FP8.value,
         help="of the MMDiT; the other components are FP16 (default: fp8)",
     )
-    parser.add_argument(
-        "--check", action="store_true", help="only tell whether this machine can build for the target"
+    chosen.add_argument(
+        "--shapes",
+        metavar="NAME",
+        help=f"the sizes served: {', '.join(NAMES)} (default: the model's own size)",
     )
-    parser.add_argument(
-        "--shapes", metavar="NAME", help="the shape set served (default: the model's own size)"
+    chosen.add_argument("--build", type=Path, default=BUILD, metavar="DIR", help="where artifacts lie")
+
+    build = commands.add_parser(
+        "build",
+        parents=[chosen],
+        help="check all that can be checked, then build one engine for each component",
+        description="Check the ONNX files, the profiles and the memory, then build one engine for each "
+        "component. Without the target's GPU or TensorRT it stops before the build and says how to go on.",
     )
-    parser.add_argument("--build", type=Path, default=BUILD, metavar="DIR", help="where artifacts lie")
-    parser.add_argument(
+    build.add_argument(
+        "--check", action="store_true", help="only tell what the target is, and what is missing to build it"
+    )
+    build.add_argument(
         "--workspace-gib",
         type=_positive,
         metavar="N",
         help="the most scratch memory that TensorRT may use (default: all of the GPU's)",
     )
-    parser.add_argument(
+    build.add_argument(
         "--optimization-level",
         type=int,
         choices=range(6),

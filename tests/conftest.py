@@ -57,7 +57,8 @@ def _repository(build: Layout, miniature: Path, precision: Precision) -> Path:
 
     folder = build.root.parent
     main(
-        ["--model", str(miniature), "--build", str(folder), "--target", "cpu", "--precision", precision.value]
+        ["build", "--model", str(miniature), "--build", str(folder), "--target", "cpu"]
+        + ["--precision", precision.value]
     )
     repository = build.repository("cpu", precision)
     package(Engines(build, "cpu", precision), "cpu", precision, repository, accept_quality=True)

@@ -209,7 +209,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     folder = tmp_path_factory.mktemp("tiny")
     for component in COMPONENTS:
         save_source(folder, component)
-    main(["--model", "tiny", "--build", str(folder), "--target", "cpu", "--precision", "fp16"])
+    main(["build", "--model", "tiny", "--build", str(folder), "--target", "cpu", "--precision", "fp16"])
     return Layout("tiny", folder)
 
 

@@ -207,7 +207,7 @@ def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys\n"
         "from engines.__main__ import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "try:\n    main(['build', '--help'])\nexcept SystemExit: pass\n"
         "heavy = {'onnx', 'onnxruntime', 'tensorrt', 'polygraphy', 'pynvml', 'torch'}\n"
         "assert not heavy & sys.modules.keys()\n"
     )
@@ -227,7 +227,7 @@ def test_bad_input_ends_in_status_2_and_one_readable_line(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "engines", "--build", str(tmp_path), *arguments],
+        [sys.executable, "-m", "engines", "build", "--build", str(tmp_path), *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -33,7 +33,7 @@ def engines(build) -> Layout:
     """The miniature's engines in both precisions."""
     for precision in ("fp16", "fp8"):
         arguments = ["--model", build.model, "--build", str(build.root.parent)]
-        build_engines([*arguments, "--target", "cpu", "--precision", precision])
+        build_engines(["build", *arguments, "--target", "cpu", "--precision", precision])
     return build
 
 
@@ -65,7 +65,7 @@ def damaged(engines, tmp_path_factory) -> Layout:
     manifest = read_manifest(folder)
     manifest.files["model.onnx"] = sha256(folder / "model.onnx")
     (folder / MANIFEST).write_text(manifest.model_dump_json())
-    build_engines(["--model", layout.model, "--build", str(layout.root.parent), "--target", "cpu"])
+    build_engines(["build", "--model", layout.model, "--build", str(layout.root.parent), "--target", "cpu"])
     return layout
 
 
