@@ -68,7 +68,7 @@ CAUSES = (
     ),
     Cause(
         "unsupported node",
-        r"unsupported_(node|graph)\w*|unsupported operator (?P<operator>\w+)|plugin not found|"
+        r"unsupported_(node|graph)\w*|unsupported operator|plugin not found|"
         r"no importer registered for op",
         "TensorRT's parser does not know a node of the ONNX file: a newer TensorRT may; else export again "
         "without it",

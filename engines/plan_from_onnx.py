@@ -126,10 +126,11 @@ def read_back(component: str, plan: Path, signature: Signature) -> dict[str, Any
     """
     from polygraphy.backend.trt import EngineFromBytes
 
-    engine = EngineFromBytes(plan.read_bytes())()
+    content = plan.read_bytes()
+    engine = EngineFromBytes(content)()
     _check_tensors(component, engine, signature)
     return {
-        "engine_bytes": plan.stat().st_size,
+        "engine_bytes": len(content),
         "device_memory_bytes": int(engine.device_memory_size_v2),
         "device_memory_bytes_of_profiles": [
             int(engine.get_device_memory_size_for_profile_v2(index))
