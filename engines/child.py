@@ -60,7 +60,7 @@ def in_child(component: str, function: Callable[..., T], *arguments: Any, **keyw
     raised, result = pickle.loads(answer)
     if raised:
         raise result
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def _end(component: str, child: "subprocess.Popen[bytes]") -> None:

@@ -105,7 +105,7 @@ def check_profiles(family: Family, shapes: ShapeSet) -> None:
 
 
 def _refitted_from(folder: Path, build: Build) -> dict[str, str]:
-    """The stripped plan that the plan in `folder` was refitted from, if so: it is as good as one built anew."""
+    """The stripped plan that the plan in `folder` was refitted from, if so: as good as one built anew."""
     try:
         made_from = read_manifest(folder).made_from
     except ArtifactError:
@@ -117,8 +117,8 @@ def _check_size(component: str, plan: Path, findings: dict[str, Any]) -> None:
     size = plan.stat().st_size if plan.exists() else 0
     if not size or size != findings["engine_bytes"]:
         raise EngineError(
-            f"{component}: {plan.name} holds {size} bytes, and {findings['engine_bytes']} were built: it was cut "
-            "off or changed meanwhile; build it again"
+            f"{component}: {plan.name} holds {size} bytes, and {findings['engine_bytes']} were built: it was "
+            "cut off or changed meanwhile; build it again"
         )
 
 

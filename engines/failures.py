@@ -45,15 +45,15 @@ CAUSES = (
         "driver",
         r"cuda driver version is insufficient|cuda initialization failure|no cuda-capable device|"
         r"forward compatibility was attempted|factory function returned nullptr",
-        "TensorRT does not reach the GPU: `nvidia-smi` must show it, with a driver as new as TensorRT's CUDA; "
-        "a container needs `--gpus`",
+        "TensorRT does not reach the GPU: `nvidia-smi` must show it, with a driver as new as TensorRT's "
+        "CUDA; a container needs `--gpus`",
     ),
     Cause(
         "installation",
         r"no module named .?(tensorrt|polygraphy)|cannot open shared object file|undefined symbol|"
         r"import of tensorrt halted",
-        "TensorRT's library and its Python package must both be there, of one version: `pip install tensorrt`, "
-        "or work in NVIDIA's TensorRT or Triton container",
+        "TensorRT's library and its Python package must both be there, of one version: `pip install "
+        "tensorrt`, or work in NVIDIA's TensorRT or Triton container",
     ),
     Cause(
         "no FP8",
@@ -76,8 +76,8 @@ CAUSES = (
     Cause(
         "memory",
         _MEMORY,
-        "Building takes about twice the memory of running: free the GPU, bound the build with --workspace-gib, "
-        "or choose a smaller shape set with --shapes",
+        "Building takes about twice the memory of running: free the GPU, bound the build with "
+        "--workspace-gib, or choose a smaller shape set with --shapes",
     ),
     Cause(
         "version",
@@ -96,8 +96,8 @@ CAUSES = (
     Cause(
         "no kernel",
         _NODE,
-        "No kernel of this GPU does node {node} in its precision and shapes: raise --optimization-level, give "
-        "more room with --workspace-gib, or try another TensorRT; for an FP8 node also PRECISION=fp16",
+        "No kernel of this GPU does node {node} in its precision and shapes: raise --optimization-level, "
+        "give more room with --workspace-gib, or try another TensorRT; for an FP8 node also PRECISION=fp16",
     ),
     Cause(
         "profile",

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.engine import PLAN
-from engines.onnxruntime_from_onnx import session
 from engines.failures import explained
+from engines.onnxruntime_from_onnx import session
 from engines.source import MODEL
 from mmdit.artifact import Manifest, require
 from mmdit.contract import Precision

@@ -66,9 +66,9 @@ def check_unchanged(source: Source) -> None:
     changed = [name for name, digest in source.files.items() if sha256(source.folder / name) != digest]
     if changed:
         stage = "make fp8" if source.precision is Precision.FP8 else "make onnx"
+        paths = ", ".join(str(source.folder / name) for name in changed)
         raise ArtifactError(
-            f"{source.component}: {', '.join(str(source.folder / name) for name in changed)} changed since its "
-            f"manifest was written: run `{stage}` again"
+            f"{source.component}: {paths} changed since its manifest was written: run `{stage}` again"
         )
 
 

@@ -26,9 +26,10 @@ class TimingCache:
             return True
         print(
             f"warning: TensorRT refused the timing cache {self.file}: it is damaged or of another version, "
-            "and will be replaced",
+            "and is made anew",
             file=sys.stderr,
         )
+        self.file.unlink(missing_ok=True)
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         return False
 

@@ -49,8 +49,8 @@ _FUNCTIONS = (
 def bindings(version: str) -> tuple[str, ...]:
     """What stands first on `sys.path` of a process that loads the bindings of one of VERSIONS.
 
-    The newest are installed with the tests' other packages. The oldest cannot lie beside them, and are fetched
-    into `build/` once.
+    The newest are installed with the tests' other packages. The oldest cannot lie beside them, and are
+    fetched into `build/` once.
     """
     if version == VERSIONS[0]:
         assert BINDINGS, "TensorRT's bindings are not installed: run `make setup`"
@@ -59,9 +59,21 @@ def bindings(version: str) -> tuple[str, ...]:
     if not folder.exists():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), _OLDEST]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(partial),
+            _OLDEST,
+        ]
         done = subprocess.run(pip, capture_output=True, text=True)
-        assert done.returncode == 0, f"{_OLDEST} cannot be installed, and nothing shows that it would work: {done.stderr}"
+        assert done.returncode == 0, (
+            f"{_OLDEST} cannot be installed, and nothing shows that it would work: {done.stderr}"
+        )
         partial.rename(folder)
     return (str(folder),)
 

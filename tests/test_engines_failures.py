@@ -40,8 +40,8 @@ NO_FP8 = (
     "hardware with FP8 support.)"
 )
 TYPES = (
-    "ITensor::getDimensions: Error Code 4: API Usage Error (/norm/Mul: elementwise inputs must have same type. "
-    "In a strongly typed network, Half and Float are mixed)"
+    "ITensor::getDimensions: Error Code 4: API Usage Error (/norm/Mul: elementwise inputs must have same "
+    "type. In a strongly typed network, Half and Float are mixed)"
 )
 DRIVER = (
     "CUDA initialization failure with error: 35. Please check your CUDA installation; TypeError: "
@@ -54,7 +54,8 @@ DRIVER = (
     [
         (f"{ALLOCATOR}; {AUTOTUNING}; {NO_KERNEL}", "--workspace-gib, or choose a smaller shape set"),
         (
-            "[virtualMemoryBuffer.cpp::resizePhysical::154] Error Code 2: OutOfMemory (Requested size was 16581132288 bytes.)",
+            "[virtualMemoryBuffer.cpp::resizePhysical::154] Error Code 2: OutOfMemory "
+            "(Requested size was 16581132288 bytes.)",
             "Building takes about twice",
         ),
         ("MemoryError: std::bad_alloc", "Building takes about twice"),
@@ -75,7 +76,7 @@ DRIVER = (
         ("OSError: [Errno 28] No space left on device", "The disk is full"),
         ("ImportError: libnvinfer.so.11: cannot open shared object file", "pip install tensorrt"),
         (
-            "IBuilderConfig::addOptimizationProfile: Error Code 3: (kMIN dimensions of latent > kMAX dimensions)",
+            "IBuilderConfig::addOptimizationProfile: Error Code 3: (kMIN dimensions of latent > kMAX)",
             "another shape set",
         ),
     ],

@@ -116,7 +116,9 @@ def run_scenarios(folder: Path) -> None:
         get_tensor_shape=lambda name: (-1, 77 if name == "input_ids" else 3),
         get_tensor_format=trt.TensorFormat.LINEAR,
         is_shape_inference_io=False,
-        **({"get_aliased_input_tensor": None} if hasattr(trt.ICudaEngine, "get_aliased_input_tensor") else {}),
+        **(
+            {"get_aliased_input_tensor": None} if hasattr(trt.ICudaEngine, "get_aliased_input_tensor") else {}
+        ),
         create_execution_context=context,
         streamable_weights_size=1000,
         get_weight_streaming_automatic_budget=400,

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from tensorrt_stand_in import Stage, real_bindings  # noqa: E402
+from tensorrt_stand_in import Stage, real_bindings
 
 _WHAT = os.environ["PRETENDED"]
 _PLAN = b"plan" * 2**18  # 1 MiB
