@@ -94,8 +94,8 @@ def _check_origin(source: Source, manifest: Manifest, build: Build) -> None:
     if differing:
         raise ArtifactError(
             f"{component}: its stripped plan was not built from {source.folder}, whose "
-            f"{', '.join(differing)} differs: other weights in it would give wrong pictures; fetch the ONNX files that it was built "
-            "from, or build it again"
+            f"{', '.join(differing)} differs: other weights in it would give wrong pictures; fetch the ONNX "
+            "files that it was built from, or build it again"
         )
     capability = "{}.{}".format(*build.gpu.compute_capability)
     for what, built, here in (
