@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from engines.engine import Build, engine
-from engines.plan_from_onnx import Options
+from engines.options import Options
 from engines.source import check_attention, sources
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown

@@ -6,18 +6,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engines.child import in_child
 from engines.graph import check_graph
 from engines.onnxruntime_from_onnx import onnxruntime_from_onnx
-from engines.plan_from_onnx import Options, plan_from_onnx
-from engines.source import MODEL, Source
-from mmdit.artifact import Layout, Manifest, versions, whole
+from engines.options import Options
+from engines.plan_from_onnx import plan_from_onnx
+from engines.source import MODEL, Source, check_unchanged
+from mmdit.artifact import Layout, Manifest, read_manifest, versions, whole
 from mmdit.contract import components, profiles
-from mmdit.errors import TargetError
-from mmdit.family import Family
-from mmdit.shapes import ShapeSet
+from mmdit.errors import ArtifactError, ContractError, EngineError, TargetError
+from mmdit.family import VAE_SCALE, Family
+from mmdit.shapes import ShapeSet, tokens
 from mmdit.target import Gpu, Target
 
 PLAN = "model.plan"
+STRIPPED = "stripped model.plan"  # among what a refitted plan was made from
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Build:
 def engine(source: Source, build: Build) -> Path:
     """The file of a component's engine, built unless it is up to date; says which, and why.
 
-    Imports no runtime when there is nothing to build. Raises EngineError or TargetError.
+    Imports no runtime when there is nothing to build. A plan is built in a process of its own, and the
+    earlier one stays until the new one is whole. Raises ArtifactError for an ONNX file that changed since its
+    manifest was written, ContractError for a profile outside the contract, EngineError or TargetError.
     """
     component, target = source.component, build.target
     folder = build.layout.engine(target.name, component, source.precision)
@@ -44,7 +49,7 @@ def engine(source: Source, build: Build) -> Path:
     wanted = Manifest(
         kind="engine",
         checkpoint=source.manifest.checkpoint,
-        made_from=source.files,
+        made_from=source.files | _refitted_from(folder, build),
         settings=_settings(source, build),
         versions=_versions(build),
     )
@@ -53,12 +58,17 @@ def engine(source: Source, build: Build) -> Path:
         print(f"{component}: up to date")
         return file
     print(f"{component}: building ({reason})", flush=True)
+    wanted.made_from = source.files
     signature = components(build.family, build.shapes)[component]
+    check_profiles(build.family, build.shapes)
+    check_unchanged(source)
     check_graph(source.onnx, component, signature)
     with whole(folder, wanted) as partial:
         if target.runtime == "tensorrt":
             assert build.gpu is not None  # resolve() gives no TensorRT target without one
-            wanted.findings = plan_from_onnx(
+            wanted.findings = in_child(
+                component,
+                plan_from_onnx,
                 source,
                 partial / PLAN,
                 signature=signature,
@@ -67,11 +77,49 @@ def engine(source: Source, build: Build) -> Path:
                 timing_caches=build.layout.root.parent / "timing-caches",
                 gpu=build.gpu,
             )
+            _check_size(component, partial / PLAN, wanted.findings)
         else:
             wanted.findings = onnxruntime_from_onnx(
                 source, partial, signature=signature, shapes=build.shapes, family=build.family
             )
     return file
+
+
+def check_profiles(family: Family, shapes: ShapeSet) -> None:
+    """Raise ContractError where a shape set's range is outside what a family or the set itself allows."""
+    for each in shapes.ranges:
+        limit = family.max_latent * VAE_SCALE
+        wrong = [side for size in (each.min, each.opt, each.max) for side in size if side % shapes.multiple]
+        if wrong:
+            why = f"{wrong[0]} is no multiple of {shapes.multiple}"
+        elif max(each.max) > limit:
+            why = f"{max(each.max)} is more than the {limit} that the position embedding covers"
+        elif shapes.row_tokens and each.max_rows * tokens(family, each.max) > shapes.row_tokens:
+            why = f"{each.max_rows} rows there are more than its budget of {shapes.row_tokens} rows × tokens"
+        else:
+            continue
+        raise ContractError(
+            f"shape set {shapes.name!r}: the profile of {each.min[0]}×{each.min[1]} to "
+            f"{each.max[0]}×{each.max[1]} pixels is outside the contract: {why}; choose another with --shapes"
+        )
+
+
+def _refitted_from(folder: Path, build: Build) -> dict[str, str]:
+    """The stripped plan that the plan in `folder` was refitted from, if so: as good as one built anew."""
+    try:
+        made_from = read_manifest(folder).made_from
+    except ArtifactError:
+        return {}
+    return {STRIPPED: made_from[STRIPPED]} if STRIPPED in made_from and not build.options.strip else {}
+
+
+def _check_size(component: str, plan: Path, findings: dict[str, Any]) -> None:
+    size = plan.stat().st_size if plan.exists() else 0
+    if not size or size != findings["engine_bytes"]:
+        raise EngineError(
+            f"{component}: {plan.name} holds {size} bytes, and {findings['engine_bytes']} were built: it was "
+            "cut off or changed meanwhile; build it again"
+        )
 
 
 def _settings(source: Source, build: Build) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.engine import PLAN
+from engines.failures import explained
 from engines.onnxruntime_from_onnx import session
-from engines.plan_from_onnx import explained
 from engines.source import MODEL
 from mmdit.artifact import Manifest, require
 from mmdit.contract import Precision
@@ -71,6 +71,10 @@ def _onnxruntime(file: Path, manifest: Manifest) -> Iterator[Run]:
 @contextlib.contextmanager
 def _tensorrt(plan: Path, manifest: Manifest) -> Iterator[Run]:
     component, profiles = manifest.settings["component"], manifest.settings["profiles"]
+    options = manifest.settings.get("options", {})
+    if options.get("strip"):
+        raise EngineError(f"{component}: {plan} has no weights: run `python -m engines refit` first")
+    automatic = -1 if options.get("weight_streaming") else None  # as much on the GPU as it has room for
     # CUDA numbers GPUs by speed unless told otherwise, NVML (which chose the GPU) by bus.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     with contextlib.ExitStack() as stack:
@@ -78,7 +82,8 @@ def _tensorrt(plan: Path, manifest: Manifest) -> Iterator[Run]:
             from polygraphy.backend.common import BytesFromPath
             from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-            active = stack.enter_context(TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))))
+            loaded = EngineFromBytes(BytesFromPath(str(plan)))
+            active = stack.enter_context(TrtRunner(loaded, weight_streaming_budget=automatic))
         chosen = 0
 
         def run(inputs: dict[str, Array]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mmdit.artifact import Layout, Manifest, digest, require
+from mmdit.artifact import Layout, Manifest, digest, require, sha256
 from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import ArtifactError
 from mmdit.family import Family
@@ -59,6 +59,17 @@ def sources(layout: Layout, model: str, precision: Precision) -> tuple[list[Sour
             f"{found[0].folder}: its manifest holds no family that can be read "
             f"({str(error).splitlines()[0]}): run `make onnx MODEL={model}` again"
         ) from None
+
+
+def check_unchanged(source: Source) -> None:
+    """Raise ArtifactError when an ONNX file is not the one that its manifest, and so the audit, speaks of."""
+    changed = [name for name, digest in source.files.items() if sha256(source.folder / name) != digest]
+    if changed:
+        stage = "make fp8" if source.precision is Precision.FP8 else "make onnx"
+        paths = ", ".join(str(source.folder / name) for name in changed)
+        raise ArtifactError(
+            f"{source.component}: {paths} changed since its manifest was written: run `{stage}` again"
+        )
 
 
 def _check_one_model(found: list[Source], model: str) -> None:

@@ -4,20 +4,32 @@ A stand-in knows only the names and keywords of the real class.
 """
 
 import ctypes
+import functools
 import importlib
 import importlib.util
+import json
 import re
+import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import NonCallableMagicMock
 
-from test_engines_onnxruntime import SIGNATURES
+from test_engines_onnxruntime import FAMILY, ROOT, SIGNATURES
+
+from mmdit.contract import profiles
+from mmdit.shapes import ShapeSet, shape_set
 
 BINDINGS = next((n for n in ("tensorrt_bindings", "tensorrt") if importlib.util.find_spec(n)), "")
+VERSIONS = ("11.4", "10.13")  # the newest that is known, and the oldest that is supported
+_OLDEST = "tensorrt-cu12-bindings==10.13.3.9"
+SHAPES = shape_set(FAMILY)
 REAL: dict[str, Any] = {}  # the classes that a Stage replaces
+
+_REPLACED = ("Builder", "OnnxParser", "Runtime", "Refitter", "OnnxParserRefitter")
 
 # What the bindings of TensorRT 10.13 and 11.4 import from its libraries.
 _FUNCTIONS = (
@@ -31,6 +43,55 @@ _FUNCTIONS = (
     "getPluginRegistry",
     "initLibNvInferPlugins",
 )
+
+
+@functools.cache
+def bindings(version: str) -> tuple[str, ...]:
+    """What stands first on `sys.path` of a process that loads the bindings of one of VERSIONS.
+
+    The newest are installed with the tests' other packages. The oldest cannot lie beside them, and are
+    fetched into `build/` once.
+    """
+    if version == VERSIONS[0]:
+        assert BINDINGS, "TensorRT's bindings are not installed: run `make setup`"
+        return ()
+    folder = ROOT / "build" / _OLDEST.replace("==", "-")
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(partial),
+            _OLDEST,
+        ]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        assert done.returncode == 0, (
+            f"{_OLDEST} cannot be installed, and nothing shows that it would work: {done.stderr}"
+        )
+        partial.rename(folder)
+    return (str(folder),)
+
+
+def told_by(version: str, module: str, folder: Path) -> dict[str, Any]:
+    """What `module.run_scenarios(folder)` prints as JSON in a process with the bindings of `version`."""
+    paths = [*bindings(version), str(ROOT), str(ROOT / "tests")]
+    code = (
+        f"import sys; from pathlib import Path; sys.path[:0] = {paths!r}\n"
+        f"from mmdit import artifact; import {module}\n"
+        f"artifact._HASHES = Path({str(folder)!r}, '.sha256.json')\n"
+        f"{module}.run_scenarios(Path({str(folder)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1]) | {"stderr": done.stderr}
+    assert told["version"].startswith(version)
+    return told
 
 
 def shared_library(name: str, functions: tuple[str, ...]) -> bytes:
@@ -79,12 +140,13 @@ def real_bindings(folder: Path) -> Any:
         ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
     trt = importlib.import_module(BINDINGS)
     sys.modules["tensorrt"] = trt
+    REAL.update({name: getattr(trt, name) for name in _REPLACED})
     return trt
 
 
 def stand_in(cls: Any, **results: Any) -> Any:
     """A mock with the attributes and methods of a TensorRT class; a wrong keyword raises TypeError."""
-    mock = MagicMock(spec_set=cls)
+    mock = NonCallableMagicMock(spec_set=cls)
     for name in dir(cls):
         method = getattr(cls, name)
         if not name.startswith("_") and callable(method) and not isinstance(method, type):
@@ -106,7 +168,7 @@ def checked(name: str, doc: str, result: Any) -> Callable[..., Any]:
             for names in signatures
         ):
             raise TypeError(f"{name}{arguments} {keywords} fits none of {signatures}")
-        if callable(result) and not isinstance(result, MagicMock):
+        if callable(result):
             return result(*arguments, **keywords)
         return result
 
@@ -116,7 +178,9 @@ def checked(name: str, doc: str, result: Any) -> Callable[..., Any]:
 class Stage:
     """TensorRT as far as a build sees it: stand-ins of its classes, with a network of one component."""
 
-    def __init__(self, trt: Any, component: str, during: Callable[[], bytes | None]) -> None:
+    def __init__(
+        self, trt: Any, component: str, during: Callable[[], bytes | None], shapes: ShapeSet = SHAPES
+    ) -> None:
         signature = SIGNATURES[component]
         tensors = [stand_in(trt.ITensor, name=t.name, is_shape_tensor=False) for t in signature.inputs]
         self.network = stand_in(
@@ -125,13 +189,11 @@ class Stage:
         self.network.__len__.return_value = 0
         self.network.__getitem__.side_effect = IndexError
         self.profiles: list[Any] = []
-        buffer = stand_in(trt.IHostMemory)
-        buffer.__enter__.return_value = b"timings"
-        self.cache = stand_in(trt.ITimingCache, serialize=buffer, combine=True)
+        self.cache = stand_in(trt.ITimingCache, serialize=b"timings", combine=True)
         self.config = stand_in(
             trt.IBuilderConfig,
             DLA_core=-1,
-            num_optimization_profiles=2,
+            num_optimization_profiles=len(profiles(signature, shapes)),
             get_flag=False,
             get_memory_pool_limit=0,
             get_tactic_sources=0,
@@ -157,6 +219,11 @@ class Stage:
             num_io_tensors=len(names),
             num_layers=7,
             device_memory_size_v2=123,
+            num_optimization_profiles=2,
+            get_device_memory_size_for_profile_v2=lambda profile_index: 60 + profile_index,
+            streamable_weights_size=5,
+            create_serialization_config=stand_in(trt.ISerializationConfig, clear_flag=True),
+            serialize_with_config=b"a full plan",
             get_tensor_name=lambda index: names[index],
             get_tensor_dtype=lambda name: dtypes[declared[name].dtype.value],
             get_tensor_shape=lambda name: (
@@ -165,10 +232,15 @@ class Stage:
             ),
         )
         self.runtime = stand_in(REAL["Runtime"], deserialize_cuda_engine=self.engine)
+        self.refitter = stand_in(REAL["Refitter"], refit_cuda_engine=True, get_missing_weights=["bias"])
+        self.refit_parser = stand_in(REAL["OnnxParserRefitter"], refit_from_file=True, num_errors=1)
+        self.refit_parser.get_error.side_effect = lambda index: "In node 3: weights of another size"
         for cls, mock in (
             ("Builder", self.builder),
             ("OnnxParser", self.parser),
             ("Runtime", self.runtime),
+            ("Refitter", self.refitter),
+            ("OnnxParserRefitter", self.refit_parser),
         ):
             constructor = checked("__init__", REAL[cls].__init__.__doc__, mock)
             setattr(trt, cls, constructor)

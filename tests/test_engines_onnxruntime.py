@@ -312,7 +312,11 @@ def test_a_graph_that_breaks_the_contract_is_refused_in_words(
 
 
 def test_a_file_that_is_no_onnx_is_refused(build: Path) -> None:
-    (Layout("tiny", build).onnx("t5") / "model.onnx").write_bytes(b"no graph")
+    folder = Layout("tiny", build).onnx("t5")
+    (folder / "model.onnx").write_bytes(b"no graph")
+    manifest = read_manifest(folder)
+    manifest.files["model.onnx"] = artifact.sha256(folder / "model.onnx")
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
     with pytest.raises(EngineError, match="^t5: .* is no valid ONNX model"):
         engines(build)
     model = tiny_graph("t5")
@@ -320,6 +324,21 @@ def test_a_file_that_is_no_onnx_is_refused(build: Path) -> None:
     save_source(build, "t5", model=model)
     with pytest.raises(EngineError, match="^t5: .* is no valid ONNX model: .*NoSuchOperator[^\n]*$"):
         engines(build)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+@pytest.mark.parametrize(("precision", "command"), [("fp8", "make fp8"), ("fp16", "make onnx")])
+def test_an_onnx_file_edited_after_its_manifest_was_written_is_refused_and_the_former_engine_stays(
+    build: Path, precision: str, command: str, name: str
+) -> None:
+    engines(build, "--precision", precision)
+    before = read_manifest(engine_folder(build, "mmdit", Precision(precision)))
+    file = Layout("tiny", build).onnx("mmdit", Precision(precision)) / name
+    file.write_bytes(file.read_bytes() + b"\0")
+    (engine_folder(build, "mmdit", Precision(precision)) / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match=f"^mmdit: .*{name} changed since .*run `{command}` again"):
+        engines(build, "--precision", precision)
+    assert read_manifest(engine_folder(build, "mmdit", Precision(precision))) == before
 
 
 def test_an_output_whose_dims_the_file_leaves_open_is_measured(build: Path) -> None:

@@ -6,15 +6,13 @@ there, and the execution context writes what it was given.
 
 import ctypes
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tensorrt_stand_in import BINDINGS, REAL, real_bindings, stand_in
-from test_engines_onnxruntime import ROOT, save_source
+from tensorrt_stand_in import VERSIONS, real_bindings, stand_in, told_by
+from test_engines_onnxruntime import save_source
 
 from engines.__main__ import main
 from engines.runner import runner
@@ -57,7 +55,7 @@ class HostMemory:
         self.streams -= 1
 
 
-def plan_folder(folder: Path, content: bytes = b"a plan") -> Path:
+def plan_folder(folder: Path, **options: bool) -> Path:
     """An engine's folder as the engines stage writes it, of CLIP-L with two profiles."""
     manifest = Manifest(
         kind="engine",
@@ -66,18 +64,18 @@ def plan_folder(folder: Path, content: bytes = b"a plan") -> Path:
         settings={
             **{"component": "clip_l", "precision": "fp16", "runtime": "tensorrt"},
             "profiles": PROFILES,
+            "options": options,
         },
         versions={},
     )
     with whole(folder / "clip_l-fp16", manifest) as partial:
-        (partial / "model.plan").write_bytes(content)
+        (partial / "model.plan").write_bytes(b"a plan")
     return folder / "clip_l-fp16"
 
 
 def run_scenarios(folder: Path) -> None:
     """In the child process: run a plan in several ways, print what TensorRT was told as JSON."""
     trt = real_bindings(folder)
-    REAL.update({name: getattr(trt, name) for name in ("Runtime",)})
     from polygraphy.cuda import cuda
 
     memory = cuda.G_CUDA = HostMemory()
@@ -118,15 +116,20 @@ def run_scenarios(folder: Path) -> None:
         get_tensor_shape=lambda name: (-1, 77 if name == "input_ids" else 3),
         get_tensor_format=trt.TensorFormat.LINEAR,
         is_shape_inference_io=False,
-        get_aliased_input_tensor=None,
+        **(
+            {"get_aliased_input_tensor": None} if hasattr(trt.ICudaEngine, "get_aliased_input_tensor") else {}
+        ),
         create_execution_context=context,
+        streamable_weights_size=1000,
+        get_weight_streaming_automatic_budget=400,
+        weight_streaming_budget_v2=1000,
     )
     plans = []
     runtime = stand_in(trt.Runtime, deserialize_cuda_engine=lambda buffer: plans.append(buffer) or engine)
     trt.Runtime = lambda logger: runtime
     trt.init_libnvinfer_plugins = lambda logger, namespace: True
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"version": trt.__version__}
     plan = plan_folder(folder)
     with runner(plan) as run:
         small = np.arange(2 * 77).reshape(2, 77)
@@ -149,6 +152,15 @@ def run_scenarios(folder: Path) -> None:
     found["streams after"] = memory.streams
     found["plans"] = [bytes(each).decode() for each in plans]
 
+    found["budget"] = [engine.weight_streaming_budget_v2]
+    with runner(plan_folder(folder / "streaming", weight_streaming=True)):
+        found["budget"].append(engine.weight_streaming_budget_v2)
+    try:
+        with runner(plan_folder(folder / "stripped", strip=True)):
+            pass
+    except EngineError as error:
+        found["stripped"] = str(error)
+
     runtime.deserialize_cuda_engine.side_effect = lambda buffer: None
     try:
         with runner(plan):
@@ -158,19 +170,9 @@ def run_scenarios(folder: Path) -> None:
     print(json.dumps(found))
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    assert BINDINGS, "TensorRT's bindings are not installed: run `make setup`"
-    folder = tmp_path_factory.mktemp("tensorrt")
-    code = (
-        f"import sys; from pathlib import Path; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from mmdit import artifact; import test_engines_runner\n"
-        f"artifact._HASHES = Path({str(folder)!r}, '.sha256.json')\n"
-        f"test_engines_runner.run_scenarios(Path({str(folder)!r}))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module", params=VERSIONS)
+def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return told_by(request.param, "test_engines_runner", tmp_path_factory.mktemp("tensorrt"))
 
 
 def test_a_plan_gets_its_inputs_and_its_outputs_outlive_the_next_call(told: dict[str, Any]) -> None:
@@ -197,6 +199,15 @@ def test_what_tensorrt_refuses_is_an_error_with_its_words(
 ) -> None:
     assert told[failure].startswith("clip_l: TensorRT " + words), told[failure]
     assert "\n" not in told[failure]
+
+
+def test_a_plan_built_for_it_streams_what_the_gpu_has_no_room_for(told: dict[str, Any]) -> None:
+    """Without a budget TensorRT loads all weights."""
+    assert told["budget"] == [1000, 400]
+
+
+def test_a_plan_without_weights_is_refused_with_the_command_that_gives_it_some(told: dict[str, Any]) -> None:
+    assert "has no weights: run `python -m engines refit` first" in told["stripped"]
 
 
 def test_leaving_the_runner_gives_the_gpu_back(told: dict[str, Any]) -> None:

@@ -108,13 +108,13 @@ def test_a_gpu_without_fp8_gets_fp16_engines_and_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def plan(_source: object, file: Path, **_: object) -> dict[str, object]:
+    def plan(_component: str, _build: object, _source: object, file: Path, **_: object) -> dict[str, object]:
         file.write_bytes(b"plan")
-        return {}
+        return {"engine_bytes": 4}
 
     monkeypatch.setattr(target, "find_gpu", lambda: A10)
     monkeypatch.setattr(target, "tensorrt_version", lambda: TENSORRT)
-    monkeypatch.setattr(engine_module, "plan_from_onnx", plan)
+    monkeypatch.setattr(engine_module, "in_child", plan)
     engines(build, "--target", "auto", "--precision", "fp8")
     printed = capsys.readouterr()
     assert "warning: sm86 has no FP8" in printed.err
