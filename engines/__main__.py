@@ -1,6 +1,7 @@
 """ONNX → one engine for each component and GPU target.
 
 python -m engines build --model miniature --target auto
+python -m engines refit --model miniature --target hopper
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from engines.engine import Build, engine
 from engines.options import Options
+from engines.refit import refit
 from engines.source import check_attention, sources
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
@@ -26,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"target {target.name}: {why}")
     for warning in target.warnings(precision):
         print(f"warning: {warning}", file=sys.stderr)
-    if arguments.check:
+    if target.missing and arguments.command == "build":
+        print(f"note: everything up to the build runs here; {target.missing}", file=sys.stderr)
+    if arguments.command == "build" and arguments.check:
         return
     if not target.fp8:
         precision = Precision.FP16
@@ -40,15 +44,16 @@ def main(argv: list[str] | None = None) -> None:
         family=family,
         shapes=shape_set(family, arguments.shapes),
         target=target,
-        options=Options(arguments.workspace_gib, arguments.optimization_level),
+        options=_options(arguments),
         gpu=gpu,
         tensorrt=tensorrt,
     )
     if target.missing:
         raise targets.TargetError(f"target {target.name!r} cannot be built here: {target.missing}")
+    make = refit if arguments.command == "refit" else engine
     rows = [("component", "precision", "runtime", "size", "path")]
     for source in found:
-        file = engine(source, build)
+        file = make(source, build)
         sizes = [path.stat().st_size for path in file.parent.iterdir() if path.name != MANIFEST]
         megabytes = f"{sum(sizes) / 1e6:,.1f} MB"
         rows.append((source.component, source.precision.value, target.runtime, megabytes, shown(file)))
@@ -98,20 +103,56 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     build.add_argument(
         "--check", action="store_true", help="only tell what the target is, and what is missing to build it"
     )
-    build.add_argument(
+    options = build.add_argument_group("of TensorRT's builder")
+    options.add_argument(
         "--workspace-gib",
         type=_positive,
         metavar="N",
         help="the most scratch memory that TensorRT may use (default: all of the GPU's)",
     )
-    build.add_argument(
+    options.add_argument(
         "--optimization-level",
         type=int,
         choices=range(6),
         metavar="N",
-        help="TensorRT's effort from 0 to 5 (default: TensorRT's own, 3)",
+        help="its effort from 0 to 5 (default: TensorRT's own, 3)",
+    )
+    options.add_argument(
+        "--strip",
+        action="store_true",
+        help="plans without weights, a few per cent of their size, for object storage; `refit` puts them back",
+    )
+    options.add_argument(
+        "--weight-streaming",
+        action="store_true",
+        help="keep weights in the machine's memory for a GPU with too little; Triton's TensorRT backend sets no "
+        "budget for it, so that such plans are not packaged",
+    )
+    options.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="plans that later versions of the same major TensorRT load too, somewhat slower",
+    )
+    commands.add_parser(
+        "refit",
+        parents=[chosen],
+        help="put the weights back into stripped plans, on the GPU's machine",
+        description="Make the full plans of stripped ones and the ONNX files that they were built from, on a "
+        "machine with the target's GPU and the TensorRT that built them.",
     )
     return parser.parse_args(argv)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    if arguments.command != "build":
+        return Options()
+    return Options(
+        workspace_gib=arguments.workspace_gib,
+        optimization_level=arguments.optimization_level,
+        strip=arguments.strip,
+        weight_streaming=arguments.weight_streaming,
+        version_compatible=arguments.version_compatible,
+    )
 
 
 def _positive(text: str) -> float:
