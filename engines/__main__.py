@@ -120,12 +120,12 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     options.add_argument(
         "--strip",
         action="store_true",
-        help="plans without weights, a few per cent of their size, for object storage; `refit` puts them back",
+        help="plans without weights, a few per cent of their size, for object storage; `refit` adds them",
     )
     options.add_argument(
         "--weight-streaming",
         action="store_true",
-        help="keep weights in the machine's memory for a GPU with too little; Triton's TensorRT backend sets no "
+        help="keep weights in the machine's memory for a GPU with too little; Triton sets no "
         "budget for it, so that such plans are not packaged",
     )
     options.add_argument(
