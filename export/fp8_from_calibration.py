@@ -45,13 +45,22 @@ def write_fp8_onnx(module: Mmdit, signature: Signature, folder: Path) -> None:
     Raises QuantizationError when a quantizer of the module is not in the file.
     """
     with Progress("onnx-fp8 mmdit", total=2, unit="of trace, save") as progress:
-        ranges = _ranges(module)
-        scales = _weight_scales(module)
-        graph = traced(module, signature)
-        native_fp8(graph, scales)
-        _check_every_quantizer(graph, ranges)
+        graph = quantized_graph(module, signature)
         progress.advance()
         save(graph, folder / ONNX_FILE, "onnx-fp8 mmdit")
+
+
+def quantized_graph(module: Mmdit, signature: Signature) -> Graph:
+    """A quantized module's graph with native Q/DQ; the module is hollow afterwards.
+
+    Raises QuantizationError when a quantizer of the module is not in it.
+    """
+    ranges = _ranges(module)
+    scales = _weight_scales(module)
+    graph = traced(module, signature)
+    native_fp8(graph, scales)
+    _check_every_quantizer(graph, ranges)
+    return graph
 
 
 def _ranges(module: nn.Module) -> dict[str, Tensor]:

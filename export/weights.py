@@ -62,30 +62,43 @@ def save(graph: Graph, path: Path, label: str) -> None:
     Holds one weight at a time besides the module's own in the second case. Raises EngineError when the
     checker refuses the file.
     """
-    initializers = graph.model.graph.initializer
-    sizes = {tensor.name: _bytes(tensor) for tensor in initializers}
-    if sum(sizes.values()) <= EXTERNAL_DATA_BYTES:
-        for tensor in initializers:
-            if tensor.name in graph.weights:
-                tensor.raw_data = graph.bytes_of(tensor.name)
-    else:
-        data = path.with_name(f"{path.name}.data")
-        megabytes = sum(sizes.values()) >> 20
-        with data.open("wb") as stream, Progress(f"{label}: writing", megabytes, "MB") as progress:
-            for tensor in initializers:
-                if tensor.name not in graph.weights:
-                    continue
-                content = graph.bytes_of(tensor.name)
-                if len(content) < _EXTERNAL_TENSOR_BYTES:
-                    tensor.raw_data = content
-                    continue
-                stream.seek(-stream.tell() % _ALIGNMENT, 1)
-                tensor.data_location = TensorProto.EXTERNAL
-                place = {"location": data.name, "offset": stream.tell(), "length": len(content)}
-                for key, value in place.items():
-                    tensor.external_data.add(key=key, value=str(value))
-                stream.write(content)
+    data = path.with_name(f"{path.name}.data")
+    total = sum(_bytes(tensor) for tensor in graph.model.graph.initializer)
+    offsets = placed_outside(graph, data.name) if total > EXTERNAL_DATA_BYTES else {}
+    if offsets:
+        with data.open("wb") as stream, Progress(f"{label}: writing", total >> 20, "MB") as progress:
+            for name, offset in offsets.items():
+                stream.seek(offset)
+                stream.write(graph.bytes_of(name))
                 progress.update(stream.tell() >> 20)
+    save_graph(graph, path)
+
+
+def placed_outside(graph: Graph, data: str) -> dict[str, int]:
+    """Give every weight but the small ones its place in the file `data`; initializer → its offset in bytes."""
+    offsets = {}
+    end = 0
+    for tensor in graph.model.graph.initializer:
+        length = _bytes(tensor)
+        if tensor.name not in graph.weights or length < _EXTERNAL_TENSOR_BYTES:
+            continue
+        offset = end + -end % _ALIGNMENT
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": data, "offset": offset, "length": length}.items():
+            tensor.external_data.add(key=key, value=str(value))
+        offsets[tensor.name] = offset
+        end = offset + length
+    return offsets
+
+
+def save_graph(graph: Graph, path: Path) -> None:
+    """Write a model's file, with the weights that have no place outside it.
+
+    Raises EngineError when the checker refuses it.
+    """
+    for tensor in graph.model.graph.initializer:
+        if tensor.name in graph.weights and tensor.data_location != TensorProto.EXTERNAL:
+            tensor.raw_data = graph.bytes_of(tensor.name)
     onnx.save_model(graph.model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
