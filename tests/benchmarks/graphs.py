@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.graphs large big/graphs
 
-Every component in FP16 and the MMDiT in FP8, as artifacts below `big/graphs/large`, in minutes of one core. The weights
-are the length of a sparse file: their values are not written, so nothing can be computed with these files.
+Every component in FP16 and the MMDiT in FP8, as artifacts below `big/graphs/large`, in minutes of one core.
+The weights are the length of a sparse file: their values are not written, so nothing can be computed with
+these files.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from export.modules import ClipTextEncoder, Mmdit, T5TextEncoder, VaeDecoder
 from export.onnx_from_checkpoint import ONNX_FILE
 from export.policy import read_policy
 from export.quantization import input_quantizers, insert_quantizers, set_ranges
+from export.ranges import Ranges
 from export.tracing import traced
 from export.weights import Graph, placed_outside, save_graph
 from mmdit.artifact import Layout, Manifest, digest, versions, whole
@@ -139,7 +141,7 @@ def save_sparse(graph: Graph, path: Path) -> None:
     length = next(int(entry.value) for entry in last.external_data if entry.key == "length")
     with data.open("wb") as stream:
         stream.truncate(offsets[last.name] + length)
-    save_graph(graph, path)
+    save_graph(graph, path, Ranges())
 
 
 def _quantize(module: Mmdit) -> None:
