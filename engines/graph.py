@@ -17,22 +17,45 @@ def check_graph(onnx_file: Path, component: str, signature: Signature) -> None:
     over one. An output's dim that the file leaves open, because shape inference could not tell it,
     is seen when the engine runs or is loaded. Raises EngineError.
     """
+    check_valid(onnx_file, component)
+    if wrong := differences(load(onnx_file, component).graph, signature):
+        raise EngineError(
+            f"{component}: {onnx_file} does not keep the contract: {'; '.join(wrong)}; export it again"
+        )
+
+
+def load(onnx_file: Path, component: str) -> Any:
+    """A file's model without its external weights; raises EngineError when it cannot be read."""
+    import onnx
+
+    try:
+        return onnx.load(str(onnx_file), load_external_data=False)
+    except Exception as error:  # protobuf and the file system each raise their own
+        raise _invalid(onnx_file, component, error) from error
+
+
+def check_valid(onnx_file: Path, component: str) -> None:
+    """Raise EngineError when a file is not valid ONNX."""
     import onnx
 
     try:
         onnx.checker.check_model(str(onnx_file))
-        graph = onnx.load(str(onnx_file), load_external_data=False).graph
     except Exception as error:  # the checker, protobuf and the file system each raise their own
-        reason = " ".join(str(error).split())
-        raise EngineError(f"{component}: {onnx_file} is no valid ONNX model: {reason}") from error
+        raise _invalid(onnx_file, component, error) from error
+
+
+def differences(graph: Any, signature: Signature) -> list[str]:
+    """What a graph's inputs and outputs have that the contract has not, or the other way round."""
     initializers = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in initializers]
-    wrong = _differences("input", inputs, signature.inputs)
-    wrong += _differences("output", list(graph.output), signature.outputs)
-    if wrong:
-        raise EngineError(
-            f"{component}: {onnx_file} does not keep the contract: {'; '.join(wrong)}; export it again"
-        )
+    return _differences("input", inputs, signature.inputs) + _differences(
+        "output", list(graph.output), signature.outputs
+    )
+
+
+def _invalid(onnx_file: Path, component: str, error: Exception) -> EngineError:
+    reason = " ".join(str(error).split())
+    return EngineError(f"{component}: {onnx_file} is no valid ONNX model: {reason}")
 
 
 def _differences(kind: str, values: list[Any], tensors: tuple[Tensor, ...]) -> list[str]:

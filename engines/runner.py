@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engines.engine import PLAN
 from engines.failures import explained
-from engines.onnxruntime_from_onnx import session
+from engines.session import session
 from engines.source import MODEL
 from mmdit.artifact import Manifest, require
 from mmdit.contract import Precision
@@ -47,20 +47,15 @@ def runner(folder: Path) -> Iterator[Run]:
 def _onnxruntime(file: Path, manifest: Manifest) -> Iterator[Run]:
     component = manifest.settings["component"]
 
-    def told(error: Exception) -> EngineError:
-        return EngineError(f"{component}: ONNX Runtime cannot run {file}: {' '.join(str(error).split())}")
-
-    try:
-        loaded = [session(file, Precision(manifest.settings["precision"]))]
-    except Exception as error:  # its exceptions share no base but Exception
-        raise told(error) from error
+    loaded = [session(file, component, Precision(manifest.settings["precision"]))]
     names = [tensor.name for tensor in loaded[0].get_outputs()]
 
     def run(inputs: dict[str, Array]) -> dict[str, Array]:
         try:
             return dict(zip(names, loaded[0].run(names, inputs), strict=True))
-        except Exception as error:
-            raise told(error) from error
+        except Exception as error:  # its exceptions share no base but Exception
+            reason = " ".join(str(error).split())
+            raise EngineError(f"{component}: ONNX Runtime cannot run {file}: {reason}") from error
 
     try:
         yield run

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,19 +40,29 @@ def quantized_module(
     return module
 
 
-def write_fp8_onnx(module: Mmdit, signature: Signature, folder: Path) -> None:
+def write_fp8_onnx(module: Mmdit, signature: Signature, folder: Path) -> dict[str, Any]:
     """Write a quantized module (FP16) as `model.onnx` into `folder`; the module is hollow afterwards.
 
-    Raises QuantizationError when a quantizer of the module is not in the file.
+    Returns findings: the weights' range. Raises QuantizationError when a quantizer of the module is not
+    in the file.
     """
     with Progress("onnx-fp8 mmdit", total=2, unit="of trace, save") as progress:
-        ranges = _ranges(module)
-        scales = _weight_scales(module)
-        graph = traced(module, signature)
-        native_fp8(graph, scales)
-        _check_every_quantizer(graph, ranges)
+        graph = quantized_graph(module, signature)
         progress.advance()
-        save(graph, folder / ONNX_FILE, "onnx-fp8 mmdit")
+        return {"weights": save(graph, folder / ONNX_FILE, "onnx-fp8 mmdit")}
+
+
+def quantized_graph(module: Mmdit, signature: Signature) -> Graph:
+    """A quantized module's graph with native Q/DQ; the module is hollow afterwards.
+
+    Raises QuantizationError when a quantizer of the module is not in it.
+    """
+    ranges = _ranges(module)
+    scales = _weight_scales(module)
+    graph = traced(module, signature)
+    native_fp8(graph, scales)
+    _check_every_quantizer(graph, ranges)
+    return graph
 
 
 def _ranges(module: nn.Module) -> dict[str, Tensor]:

@@ -98,15 +98,17 @@ def attention(
 
     The scale stands before the first product (which also keeps the scores in FP16's range), and there
     are no casts: MatMul, Softmax, MatMul in one dtype. `quantizers` are those of the products' operands,
-    by name: q, k, v and s for the softmax.
+    by name: q, k, v and s for the softmax. k is transposed before it is quantized, so that the dequantized
+    one feeds the product.
     """
     # `int`: a constant in the graph, not one computed from the shape in every call
     scale = int(query.shape[-1]) ** -0.5 if scale is None else scale
     if scale != 1.0:
         query = query * scale
+    key = key.transpose(-2, -1)
     if quantizers is not None:
         query, key, value = quantizers["q"](query), quantizers["k"](key), quantizers["v"](value)
-    scores = query @ key.transpose(-2, -1)
+    scores = query @ key
     if bias is not None:
         scores = scores + bias
     if causal:

@@ -1,6 +1,7 @@
 """Checkpoint → one FP16 ONNX file per component, with the contract's names and dynamic dims."""
 
 from pathlib import Path
+from typing import Any
 
 import export.quiet  # noqa: F401  isort: skip
 import torch
@@ -19,10 +20,11 @@ ONNX_FILE = "model.onnx"
 
 def write_onnx(
     component: str, signature: Signature, checkpoint: Path, remedies: Remedies, folder: Path
-) -> None:
+) -> dict[str, Any]:
     """Trace a component's module in FP16, its remedies applied, and write `model.onnx` into `folder`.
 
-    Raises CheckpointError when weights are missing or not finite in FP16.
+    Returns findings: the weights' range. Raises CheckpointError when weights are missing or not finite in
+    FP16.
     """
     with Progress(f"onnx {component}", total=3, unit="of load, trace, save") as progress:
         module = load_module(component, checkpoint, torch.float16)
@@ -31,7 +33,7 @@ def write_onnx(
         progress.advance()
         graph = traced(module, signature)
         progress.advance()
-        save(graph, folder / ONNX_FILE, f"onnx {component}")
+        return {"weights": save(graph, folder / ONNX_FILE, f"onnx {component}")}
 
 
 def check_finite(component: str, module: nn.Module) -> None:

@@ -110,10 +110,10 @@ class Export:
 
             def write_component(
                 folder: Path, component: str = component, remedies: Remedies = remedies
-            ) -> None:
+            ) -> dict[str, Any]:
                 from export.onnx_from_checkpoint import write_onnx
 
-                write_onnx(component, self.signatures[component], self.checkpoint, remedies, folder)
+                return write_onnx(component, self.signatures[component], self.checkpoint, remedies, folder)
 
             make(
                 f"onnx {component}",
@@ -150,7 +150,7 @@ class Export:
         calibration_files = require(self.layout.calibration, "make fp8").files
         folder = self.layout.onnx("mmdit", Precision.FP8)
 
-        def write_fp8(partial: Path) -> dict[str, float]:
+        def write_fp8(partial: Path) -> dict[str, Any]:
             from export.audit import write_audit
             from export.calibration import CALIBRATION_FILE, read_calibration
             from export.fp8_from_calibration import quantized_module, write_fp8_onnx
@@ -158,8 +158,8 @@ class Export:
             saved = self.layout.calibration / CALIBRATION_FILE
             ranges = read_calibration(saved, self._calibrated_for(decisions, attention)).amax
             module = quantized_module(self.checkpoint, decisions, attention, remedies["mmdit"], ranges)
-            write_fp8_onnx(module, self.signatures["mmdit"], partial)
-            return write_audit(partial, self.family, decisions, attention, remedies)
+            weights = write_fp8_onnx(module, self.signatures["mmdit"], partial)
+            return weights | write_audit(partial, self.family, decisions, attention, remedies)
 
         make(
             "onnx-fp8 mmdit",

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-_SMALL = 1 << 12  # bytes; larger initializers are weights
+SMALL = 1 << 12  # bytes; larger initializers are weights
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,13 @@ class FileGraph:
     @classmethod
     def read(cls, path: Path) -> "FileGraph":
         """The graph of a file, with element types inferred, without its weights' data."""
-        model = onnx.load(str(path), load_external_data=False)
+        return cls.of(onnx.load(str(path), load_external_data=False))
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> "FileGraph":
+        """The graph of a model, with element types inferred; takes the weights' data out of the model."""
         for tensor in model.graph.initializer:
-            if len(tensor.raw_data) > _SMALL and tensor.data_type != TensorProto.INT64:
+            if len(tensor.raw_data) > SMALL and tensor.data_type != TensorProto.INT64:
                 del tensor.external_data[:]
                 scales = tensor.name.endswith("/scale")
                 if not scales:
@@ -112,7 +116,7 @@ class FileGraph:
                 "v": reader.input[1],
             }
             name = ".".join(node.name.strip("/").split("/")[1:-1])
-            found[name] = {operand: self._scale_before(tensor) for operand, tensor in operands.items()}
+            found[name] = {operand: self.behind_dequantize(tensor)[1] for operand, tensor in operands.items()}
         return found
 
     def pairs(self) -> Iterator[NodeProto]:
@@ -133,16 +137,13 @@ class FileGraph:
         )
 
     def behind_dequantize(self, name: str) -> tuple[str, TensorProto | None]:
+        """What a DequantizeLinear in front of `name` reads, and its scale; `name` and None without one."""
         node = self.producers.get(name)
-        while node is not None and node.op_type in ("Transpose", "Cast"):
+        while node is not None and node.op_type == "Cast":
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "DequantizeLinear":
             return name, None
         return node.input[0], self.constants[node.input[1]]
-
-    def _scale_before(self, name: str) -> TensorProto | None:
-        """The scale of an operand; k is transposed between its DequantizeLinear and the product."""
-        return self.behind_dequantize(name)[1]
 
     def _without_casts(self, name: str) -> str:
         while self.producers[name].op_type in ("Cast", "Add"):
@@ -152,7 +153,8 @@ class FileGraph:
 
 def opset(graph: FileGraph) -> Finding:
     """Q and DQ with FP16 scales need opset 19 or later."""
-    return Finding(1, [] if graph.opset >= 19 else [f"opset {graph.opset}"])
+    places = len(list(graph.pairs()))
+    return Finding(places, [f"opset {graph.opset}"] if places and graph.opset < 19 else [])
 
 
 def e4m3_only(graph: FileGraph) -> Finding:
@@ -226,17 +228,14 @@ def weights_stay_quantized(graph: FileGraph) -> Finding:
 
 
 def dequantize_before_product(graph: FileGraph) -> Finding:
-    """A DQ is read by matrix products alone (through k's transpose): elsewhere it does not fuse."""
+    """A DQ is read by matrix products alone: elsewhere it does not fuse."""
     nodes = [node for node in graph.nodes if node.op_type == "DequantizeLinear"]
-
-    def fuses(name: str, depth: int = 0) -> bool:
-        return all(
-            reader.op_type == "MatMul"
-            or (reader.op_type == "Transpose" and depth == 0 and fuses(reader.output[0], 1))
-            for reader in graph.readers[name]
-        )
-
-    return Finding(len(nodes), [node.name for node in nodes if not fuses(node.output[0])])
+    broken = [
+        node.name
+        for node in nodes
+        if any(reader.op_type != "MatMul" for reader in graph.readers[node.output[0]])
+    ]
+    return Finding(len(nodes), broken)
 
 
 def whole_products(graph: FileGraph) -> Finding:

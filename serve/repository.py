@@ -129,7 +129,7 @@ def write_repository(engines: Engines, precision: Precision, folder: Path) -> No
                 _place(engines.folders[name] / each, version / each)
             if engines.runtime == "onnxruntime":
                 shutil.copy(_ONNXRUNTIME_ENGINE, version / "model.py")
-                # ONNX Runtime's optimizations are wrong about FP8 Q/DQ: see engines/onnxruntime_from_onnx.py.
+                # ONNX Runtime's optimizations are wrong about FP8 Q/DQ: see engines/session.py.
                 fp8 = engine.settings["precision"] == Precision.FP8.value
                 level = "ORT_DISABLE_ALL" if fp8 else "ORT_ENABLE_ALL"
                 _write_json(version / "settings.json", {"graph_optimization_level": level})

@@ -374,6 +374,6 @@ def test_a_graph_that_onnx_runtime_cannot_run_is_refused_in_words(build: Path) -
     )
     save_source(build, "vae_decoder", model=model)
     with pytest.raises(
-        EngineError, match="^vae_decoder: ONNX Runtime cannot run it at 1 rows of 64×64 pixels: "
+        EngineError, match="^vae_decoder: ONNX Runtime cannot run it: .*, at 1 rows of 64×64 pixels$"
     ):
         engines(build)

@@ -254,7 +254,7 @@ def test_attention_is_what_tensorrt_fuses(component, graphs):
 
 def test_weights_lie_beside_a_graph_that_passes_the_limit(miniature, signatures, run, tmp_path, monkeypatch):
     """One file of weights, found by ONNX Runtime, with the same numbers as a single file."""
-    monkeypatch.setattr(weights, "EXTERNAL_DATA_BYTES", 100_000)
+    monkeypatch.setattr(weights, "INLINE_BYTES", 100_000)
     write_onnx("mmdit", signatures["mmdit"], miniature, Remedies(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [ONNX_FILE, f"{ONNX_FILE}.data"]
     assert (tmp_path / ONNX_FILE).stat().st_size < (tmp_path / f"{ONNX_FILE}.data").stat().st_size / 10
