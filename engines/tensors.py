@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from mmdit.errors import EngineError, first_line
 
@@ -81,7 +81,8 @@ def _without_weights(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -
     for value in model.graph.output:
         bare.graph.output.append(_value(value.name, value.type.tensor_type.elem_type, None))
     for tensor in model.graph.initializer:
-        if 0 < len(tensor.raw_data) <= _INLINE:
+        size = prod(tensor.dims) * element_bytes(tensor.data_type)
+        if size <= _INLINE and tensor.data_location != TensorProto.EXTERNAL:
             bare.graph.initializer.append(tensor)
         else:
             bare.graph.input.append(_value(tensor.name, tensor.data_type, tensor.dims))
