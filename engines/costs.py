@@ -93,7 +93,9 @@ def costs(model: ModelProto, inputs: Mapping[str, tuple[int, ...]]) -> Costs:
             if name not in stored and name not in scores
         )
         kind = _kind(node, producers, tensors)
-        group = groups.setdefault((kind, not weight_bytes, flops / weight_bytes if weight_bytes else 0), [0, 0])
+        group = groups.setdefault(
+            (kind, not weight_bytes, flops / weight_bytes if weight_bytes else 0), [0, 0]
+        )
         group[0] += flops
         group[1] += weight_bytes
     return Costs(
@@ -165,7 +167,9 @@ def _stored(model: ModelProto) -> dict[str, int]:
 
 def _fused_scores(nodes: Sequence[NodeProto], tensors: Tensors, stored: Mapping[str, int]) -> set[str]:
     """What lies between q·kᵀ and softmax·v where the head is small enough for a fused kernel."""
-    behind: dict[str, list[str]] = {}  # tensor → the products' results that it was made from by pointwise nodes
+    behind: dict[
+        str, list[str]
+    ] = {}  # tensor → the products' results that it was made from by pointwise nodes
     fused: set[str] = set()
     for node in nodes:
         if node.op_type == "MatMul" and not any(name in stored for name in node.input):
@@ -180,5 +184,3 @@ def _fused_scores(nodes: Sequence[NodeProto], tensors: Tensors, stored: Mapping[
                 mark = ["softmax"] if node.op_type == "Softmax" else []
                 behind[node.output[0]] = [*chain, *mark, node.output[0]]
     return fused
-
-

@@ -61,9 +61,7 @@ def model_costs(found: Iterable[Source], family: Family, sizes: Sequence[Size]) 
         for size in sizes if dims_vary(signature) else (None,):
             inputs = {tensor.name: (1, *dims_at(tensor, size or (0, 0))) for tensor in signature.inputs}
             row = costs(model, inputs)
-            entries.append(
-                Entry(component=source.component, precision=source.precision, size=size, row=row)
-            )
+            entries.append(Entry(component=source.component, precision=source.precision, size=size, row=row))
     return ModelCosts(family=family, entries=tuple(entries))
 
 

@@ -98,5 +98,3 @@ def _dims(value: ValueInfoProto) -> tuple[int, ...] | None:
     if not tensor.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
         return None
     return tuple(dim.dim_value for dim in tensor.shape.dim)
-
-

@@ -29,9 +29,9 @@ class StepTimes(BaseModel):
     precision: str
     size: Size
     source: Literal["roofline", "measured"]
-    milliseconds: dict[
-        Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    ] = Field(min_length=1)
+    milliseconds: dict[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = (
+        Field(min_length=1)
+    )
 
 
 def read(path: Path) -> StepTimes:

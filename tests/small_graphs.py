@@ -17,9 +17,7 @@ def scalar(name: str, value: float = 1.0, data_type: int = FP16) -> TensorProto:
     return helper.make_tensor(name, data_type, [], [value])
 
 
-def model(
-    nodes: list, inputs: dict[str, list], initializers: list = (), data_type: int = FP16
-) -> ModelProto:
+def model(nodes: list, inputs: dict[str, list], initializers: list = (), data_type: int = FP16) -> ModelProto:
     """A graph whose output is the last node's; `inputs`: name → dims, of `data_type`."""
     values = [helper.make_tensor_value_info(name, data_type, dims) for name, dims in inputs.items()]
     output = helper.make_tensor_value_info(nodes[-1].output[0], data_type, None)

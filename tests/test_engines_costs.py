@@ -58,9 +58,7 @@ def test_a_convolutions_flops_are_torchs(operation, filter_dims, attributes):
         {"x": ["rows", 4, "h", "w"]},
         [weight("w", filter_dims)],
     )
-    function = (
-        torch.nn.functional.conv2d if operation == "Conv" else torch.nn.functional.conv_transpose2d
-    )
+    function = torch.nn.functional.conv2d if operation == "Conv" else torch.nn.functional.conv_transpose2d
     expected = counted_flops(
         lambda: function(
             torch.zeros(2, 4, 8, 10),
@@ -193,7 +191,9 @@ def test_a_components_flops_are_what_torch_counts(miniature_costs, miniature, bu
     family = sources(build, "miniature", Precision.FP16)[1]
     inputs = components(family, shape_set(family))[component].inputs
     tensors = [torch.zeros((1, *dims_at(each, (128, 176))), dtype=torch.float32) for each in inputs]
-    tensors = [each.long() if spec.name == "input_ids" else each for each, spec in zip(tensors, inputs, strict=True)]
+    tensors = [
+        each.long() if spec.name == "input_ids" else each for each, spec in zip(tensors, inputs, strict=True)
+    ]
     expected = counted_flops(load_module(component, miniature, torch.float32), *tensors)
     assert miniature_costs(component, size=(128, 176)).flops == pytest.approx(expected, rel=0.02)
 
