@@ -44,7 +44,7 @@ def engine(source: Source, build: Build) -> Path:
     wanted = Manifest(
         kind="engine",
         checkpoint=source.manifest.checkpoint,
-        made_from=source.files,
+        made_from=source.files | source.calibration,
         settings=_settings(source, build),
         versions=_versions(build),
     )

@@ -34,6 +34,12 @@ class Source:
         files = self.manifest.files
         return {name: digest for name, digest in files.items() if name.startswith(MODEL)}
 
+    @property
+    def calibration(self) -> dict[str, str]:
+        """What an FP8 file was calibrated with, with its SHA-256; nothing of another."""
+        made_from = self.manifest.made_from
+        return {name: digest for name, digest in made_from.items() if name == "calibration.json"}
+
 
 def sources(layout: Layout, model: str, precision: Precision) -> tuple[list[Source], Family]:
     """Every component's ONNX file, and the family that they share.
