@@ -158,7 +158,7 @@ def loadable(plans: Iterable[Plan], gpu: Gpu | None, tensorrt: str) -> list[Plan
                 else "a plan loads in the version that built it alone"
             )
             raise ServerError(
-                f"{plan.file} was built with TensorRT {plan.tensorrt}, and this server has {tensorrt}: {rule}; "
+                f"{plan.file} was built with TensorRT {plan.tensorrt}, this server has {tensorrt}: {rule}; "
                 f"serve it in the Triton container that carries {plan.tensorrt}, or build it again with "
                 f"`pip install 'tensorrt=={tensorrt}.*'`"
             )
