@@ -103,7 +103,7 @@ def package(engines: Sequence[Engines], output: Path, *, accept_quality: bool = 
     was wrong, an earlier repository stays as it is.
     """
     first = engines[0]
-    _check_one_model(engines)
+    _check_one_config(engines)
     plans = [plan for each in engines for plan in each.plans(_plan_name(each, engines))]
     check_together(plans)
     quality = {
@@ -198,8 +198,8 @@ def check_repository(folder: Path, family: Family, shapes: ShapeSet) -> None:
     model_config.check_ensemble(configs)
 
 
-def _check_one_model(engines: Sequence[Engines]) -> None:
-    """Triton has one config for a model, whichever GPU's plan it loads."""
+def _check_one_config(engines: Sequence[Engines]) -> None:
+    """Raise RepositoryError unless one config of a model does for every target's plan."""
     first = engines[0]
     if len(engines) > 1 and any(each.runtime != "tensorrt" for each in engines):
         raise RepositoryError(
@@ -207,11 +207,11 @@ def _check_one_model(engines: Sequence[Engines]) -> None:
             "package the others alone"
         )
     for each in engines[1:]:
-        for field in ("checkpoint", "family", "shapes", "profiles"):
+        for field in ("shapes", "profiles"):  # the tokenizers have seen to checkpoint and family
             if getattr(each, field) != getattr(first, field):
                 raise RepositoryError(
                     f"the engines for {each.target} have another {field} than those for {first.target}: "
-                    "build both from the same checkpoint, with the same --shapes"
+                    "build both from the same files, with the same --shapes"
                 )
 
 

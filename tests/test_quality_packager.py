@@ -32,9 +32,9 @@ def hopper(miniature, tmp_path) -> Layout:
     return layout
 
 
-def write_gate(layout: Layout, *, passed: bool = True, **other: str) -> None:
+def write_gate(layout: Layout, target: str = "hopper", *, passed: bool = True, **other: str) -> None:
     """A gate about the engines that are there, or with `other` hashes of some files."""
-    engines = Engines(layout, "hopper", Precision.FP8)
+    engines = Engines(layout, target, Precision.FP8)
     failures = [] if passed else ["SSIM, mean is 0.91, expected at least 0.97"]
     findings: dict[str, Any] = {
         "passed": passed,
@@ -56,7 +56,7 @@ def write_gate(layout: Layout, *, passed: bool = True, **other: str) -> None:
         versions={},
         findings=findings,
     )
-    with whole(layout.quality("hopper"), manifest) as folder:
+    with whole(layout.quality(target), manifest) as folder:
         (folder / "gate.json").write_text("{}")
 
 
