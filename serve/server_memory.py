@@ -20,7 +20,7 @@ from mmdit.shapes import ShapeSet, SizeRange
 
 MIB = 1 << 20
 _GUIDED = 2  # rows of a request with guidance
-_SPARE = 1.25  # for what an allocator wastes between blocks of different sizes; measured: less than a tenth
+_SPARE = 1.25  # for what an allocator wastes between blocks of different sizes
 _DEFAULT_POOL = 64 * MIB
 
 

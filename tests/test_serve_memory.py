@@ -1,4 +1,4 @@
-"""What a server needs beyond its engines: the computed shared memory beside a real server's, and its sizes."""
+"""What a server needs beyond its engines: computed shared memory beside a real server's, and its sizes."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
