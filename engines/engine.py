@@ -49,7 +49,7 @@ def engine(source: Source, build: Build) -> Path:
     wanted = Manifest(
         kind="engine",
         checkpoint=source.manifest.checkpoint,
-        made_from=source.files | _refitted_from(folder, build),
+        made_from=source.made_from | _refitted_from(folder, build),
         settings=_settings(source, build),
         versions=_versions(build),
     )
@@ -58,7 +58,7 @@ def engine(source: Source, build: Build) -> Path:
         print(f"{component}: up to date")
         return file
     print(f"{component}: building ({reason})", flush=True)
-    wanted.made_from = source.files
+    wanted.made_from = source.made_from
     signature = components(build.family, build.shapes)[component]
     check_profiles(build.family, build.shapes)
     check_unchanged(source)

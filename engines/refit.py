@@ -88,8 +88,8 @@ def _check_origin(source: Source, manifest: Manifest, build: Build) -> None:
         raise EngineError(f"{component}: refitting needs the GPU and TensorRT: {build.target.missing}")
     differing = sorted(
         name
-        for name in manifest.made_from.keys() | source.files.keys()
-        if manifest.made_from.get(name) != source.files.get(name)
+        for name in manifest.made_from.keys() | source.made_from.keys()
+        if manifest.made_from.get(name) != source.made_from.get(name)
     )
     if differing:
         raise ArtifactError(

@@ -34,6 +34,12 @@ class Source:
         files = self.manifest.files
         return {name: digest for name, digest in files.items() if name.startswith(MODEL)}
 
+    @property
+    def made_from(self) -> dict[str, str]:
+        """What an engine is made from: these files and, of an FP8 one, the calibration behind them."""
+        calibrated = {k: v for k, v in self.manifest.made_from.items() if k == "calibration.json"}
+        return self.files | calibrated
+
 
 def sources(layout: Layout, model: str, precision: Precision) -> tuple[list[Source], Family]:
     """Every component's ONNX file, and the family that they share.

@@ -44,7 +44,11 @@ def main() -> int:
 
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--model", default="miniature", help="default: %(default)s")
-    model.add_argument("--target", default="auto", help="auto, hopper, ada, cpu (default: %(default)s)")
+    model.add_argument(
+        "--target",
+        default="auto",
+        help="auto, hopper, ada, cpu, or several GPUs, as in hopper,ada (default: %(default)s)",
+    )
     model.add_argument("--precision", type=Precision, default=Precision.FP8, help="fp8 (default) or fp16")
     model.add_argument("--build", type=Path, default=BUILD, help="where artifacts lie")
 
@@ -89,10 +93,10 @@ def main() -> int:
     if arguments.command == "demo":
         arguments.out = arguments.out or layout.root / "demo.png"
         _check_png(arguments.out)
-    target, precision = _target(arguments.target, arguments.precision)
-    repository = layout.repository(target, precision)
+    targets = _targets(arguments.target, arguments.precision)
+    repository = _repository(layout, targets)
     if arguments.command in ("package", "demo"):
-        _package(layout, target, precision, repository, arguments.accept_quality)
+        _package(layout, targets, repository, arguments.accept_quality)
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
 
@@ -107,22 +111,31 @@ def main() -> int:
     return 0
 
 
-def _target(name: str, precision: Precision) -> tuple[str, Precision]:
-    """The name of a target and the precision that its engines have, as the engines stage decided."""
-    if name == "auto":  # another name's engines may have been built on another machine
-        name = resolve(name, find_gpu(), tensorrt_version())[0].name
-    return name, precision if has_fp8(name) else Precision.FP16
+def _targets(names: str, precision: Precision) -> dict[str, Precision]:
+    """Targets by name and the precision that each one's engines have, as the engines stage decided."""
+    if names == "auto":  # another name's engines may have been built on another machine
+        names = resolve(names, find_gpu(), tensorrt_version())[0].name
+    return {name: precision if has_fp8(name) else Precision.FP16 for name in sorted(set(names.split(",")))}
 
 
-def _package(layout: Layout, target: str, precision: Precision, repository: Path, accept: bool) -> None:
+def _repository(layout: Layout, targets: dict[str, Precision]) -> Path:
+    fp8 = Precision.FP8 in targets.values()
+    return layout.repository("-".join(targets), Precision.FP8 if fp8 else Precision.FP16)
+
+
+def _package(layout: Layout, targets: dict[str, Precision], repository: Path, accept: bool) -> None:
     from serve.repository import Engines, package
 
-    engines = Engines(layout, target, precision)
-    reason = package(engines, target, precision, repository, accept_quality=accept)
+    engines = [Engines(layout, target, precision) for target, precision in targets.items()]
+    reason = package(engines, repository, accept_quality=accept)
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
-    quality = read_manifest(repository).settings.get("quality", {})
-    if quality.get("verdict") == "accepted":
-        print(f"warning: FP8 accepted although {quality['reason']}", file=sys.stderr)
+    manifest = read_manifest(repository)
+    if manifest.settings["runtime"] == "tensorrt":
+        megabytes = manifest.findings["shared_memory_bytes"] >> 20
+        print(f"shared memory: up to {megabytes} MiB; a container is started with --shm-size={megabytes}m")
+    for target, quality in manifest.settings["quality"].items():
+        if quality["verdict"] == "accepted":
+            print(f"warning: FP8 for {target} accepted although {quality['reason']}", file=sys.stderr)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,22 +1,14 @@
-"""Start a Triton server over a packaged repository, wait until every model is ready, stop it cleanly.
-
-The server is the `tritonserver` on PATH, as in NVIDIA's container; without one, the server that the
-`nvidia-pytriton` wheel carries (Linux x86-64, CPU, Python and ensemble backends).
-"""
+"""Start a Triton server over a packaged repository, wait until every model is ready, stop it cleanly."""
 
 import contextlib
 import ctypes
-import importlib.metadata
-import importlib.util
 import os
-import platform
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +16,16 @@ from pathlib import Path
 
 import tritonclient.grpc as triton
 
-from mmdit.artifact import shown
+from mmdit.artifact import read_manifest, shown
 from mmdit.errors import ServerError
 from mmdit.progress import Progress
+from mmdit.target import find_gpu
+from serve.compatibility import Plan, check_whole, loadable
+from serve.installation import Installation, find_installation
 
 CACHE_BYTES = 256 * 1024 * 1024  # of the response cache, which holds text-encoder answers
 EXIT_TIMEOUT = 20  # seconds that requests in flight get to finish after a stop
+_SHARED_MEMORY = Path("/dev/shm")
 START_TIMEOUT = 600  # seconds; engines of several GB are read from disk
 
 
@@ -76,7 +72,8 @@ class Server:
     def __init__(self, repository: Path, ports: Ports, log: Path) -> None:
         """Start the process; see `wait_until_ready`.
 
-        Raises ServerError when no server can run here, or a port is taken.
+        Raises ServerError when no server can run here, a port is taken, or the server cannot load the
+        plans; ArtifactError for a plan that is not what was packaged.
         """
         if not (repository / "manifest.json").is_file():
             raise ServerError(f"{shown(repository)} is no packaged repository: run `make repository` first")
@@ -87,11 +84,12 @@ class Server:
         self.log = log
         self._models: dict[int, str] = {}
         log.parent.mkdir(parents=True, exist_ok=True)
-        command, environment = _server_command(log.parent)
+        installation = find_installation(log.parent)
+        options = _options(repository, installation)
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [
-                    *command,
+                    *installation.command,
                     f"--model-repository={repository}",
                     *(f"--{service}-address={ports.host}" for service in ("grpc", "http", "metrics")),
                     f"--grpc-port={ports.grpc}",
@@ -99,10 +97,11 @@ class Server:
                     f"--metrics-port={ports.metrics}",
                     f"--cache-config=local,size={CACHE_BYTES}",
                     f"--exit-timeout-secs={EXIT_TIMEOUT}",
+                    *options,
                 ],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=installation.environment,
                 start_new_session=True,  # Ctrl-C reaches this process alone; it stops the server
                 preexec_fn=_die_with_parent,
             )
@@ -216,46 +215,32 @@ def serve(repository: Path, ports: Ports, log: Path) -> int:
         server.stop()
 
 
-def _server_command(work: Path) -> tuple[list[str], dict[str, str]]:
-    """The server's command and environment; `work` gets the wheel's backends."""
-    on_path = shutil.which("tritonserver")
-    if on_path:
-        return [on_path], dict(os.environ)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    spec = importlib.util.find_spec("pytriton")
-    if platform.system() != "Linux" or platform.machine() != "x86_64" or not spec:
-        raise ServerError(
-            "no Triton server here: expected `tritonserver` on PATH (as in NVIDIA's container) or the "
-            f"nvidia-pytriton wheel on Linux x86-64, found {platform.system()} {platform.machine()}, "
-            f"Python {version}"
+def _options(repository: Path, installation: Installation) -> list[str]:
+    """What the server is told about this repository, once it is sure that it can load it."""
+    manifest = read_manifest(repository)
+    needed = manifest.findings.get("shared_memory_bytes", 0)
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if free < needed:
+        print(
+            f"warning: {_SHARED_MEMORY} has {free >> 20} MiB free, and this repository takes up to "
+            f"{needed >> 20} MiB with as many requests as its policies admit: start the container with "
+            f"--shm-size={needed >> 20}m",
+            file=sys.stderr,
         )
-    assert spec.origin
-    package = Path(spec.origin).parent
-    stub = package / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise ServerError(f"the nvidia-pytriton wheel has no Python backend for Python {version}")
-    # The wheel's own folder may be read-only, and its Python backend lacks the stub for this Python.
-    backends = work / f"triton-{importlib.metadata.version('nvidia-pytriton')}-py{version}"
-    if not backends.is_dir():
-        partial = work / f"{backends.name}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(package / "tritonserver/backends", partial / "backends")
-        shutil.copy2(stub, partial / "backends/python" / stub.name)
-        with contextlib.suppress(OSError):  # another process was first
-            partial.rename(backends)
-        shutil.rmtree(partial, ignore_errors=True)
-    libraries = [str(package.parent / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
-    environment = dict(os.environ)
-    environment["LD_LIBRARY_PATH"] = ":".join(
-        [*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+    if manifest.settings["runtime"] != "tensorrt":
+        return []
+    plans = [Plan.model_validate(plan) for plan in manifest.settings["plans"]]
+    chosen = loadable(plans, find_gpu(), installation.tensorrt_version())
+    check_whole(
+        repository,
+        {plan.file: manifest.files[plan.file] for plan in chosen},
+        {plan.file: plan.bytes for plan in chosen},
+        "copy the repository again, or run `make repository`",
     )
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
-    command = [
-        str(package / "tritonserver/bin/tritonserver"),
-        f"--backend-directory={backends}/backends",
-        f"--cache-directory={package}/tritonserver/caches",
-    ]
-    return command, environment
+    options = [f"--cuda-memory-pool-byte-size=0:{manifest.findings['cuda_pool_bytes']}"]
+    if any(plan.version_compatible for plan in chosen):
+        options.append("--backend-config=tensorrt,version-compatible=true")
+    return options
 
 
 def _die_with_parent() -> None:

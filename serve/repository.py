@@ -4,11 +4,11 @@ It runs from a volume or an object store without this checkout: the Python model
 the tokenizers and the `tokenizers` library lie inside.
 """
 
-import contextlib
 import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ from mmdit.contract import (
     components,
     served_models,
 )
-from mmdit.errors import ArtifactError, RepositoryError
+from mmdit.errors import RepositoryError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
 from serve import model_config
+from serve.compatibility import Plan, check_together, check_whole, plan_of
 from serve.quality import quality_of
+from serve.server_memory import cuda_pool, shared_memory
 
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
 _INSIDE = Path(__file__).with_name("inside")
+_DECIDING = ("repository", "model_config", "server_memory")  # modules that decide what is written
 _ONNXRUNTIME_ENGINE = Path(__file__).with_name("runtime") / "onnxruntime_engine.py"
 
 
@@ -36,9 +39,13 @@ class Engines:
     """The engines of one model for one target, checked to belong together."""
 
     def __init__(self, layout: Layout, target: str, precision: Precision) -> None:
-        """Raises ArtifactError for a missing engine, RepositoryError for engines that do not fit."""
+        """`precision` is the MMDiT's.
+
+        Raises ArtifactError for an engine that is missing or damaged, RepositoryError for engines that do
+        not fit, or that the target's GPUs cannot load.
+        """
         make = f"make engines MODEL={layout.model} TARGET={target} PRECISION={precision.value}"
-        self.layout = layout
+        self.layout, self.target, self.precision = layout, target, precision
         precisions = {name: Precision.FP16 for name in COMPONENTS} | {"mmdit": precision}
         self.folders = {name: layout.engine(target, name, precisions[name]) for name in COMPONENTS}
         self.manifests = {name: require(folder, make) for name, folder in self.folders.items()}
@@ -58,94 +65,120 @@ class Engines:
                     f"{self.folders['mmdit']}; engines of different models cannot be served together, run "
                     f"`{make}`"
                 )
-        for name, folder in self.folders.items():
-            for file in self.manifests[name].files:
-                if not (folder / file).is_file():
-                    raise ArtifactError(f"{folder / file} is gone: run `{make}` again")
         mmdit = self.manifests["mmdit"]
+        self.checkpoint = mmdit.checkpoint
         self.family = Family.model_validate(mmdit.settings["family"])
         self.shapes = ShapeSet.model_validate(mmdit.settings["shapes"])
         self.runtime: str = mmdit.settings["runtime"]
+        self.profiles = {name: each.settings["profiles"] for name, each in self.manifests.items()}
         self.signatures: dict[str, Signature] = components(self.family, self.shapes)
-        self.files = [  # component, file, SHA-256
-            (name, file, value)
-            for name, manifest in self.manifests.items()
-            for file, value in manifest.files.items()
+        if self.runtime != "tensorrt":
+            for name, folder in self.folders.items():
+                check_whole(folder, self.manifests[name].files, {}, f"run `{make}` again")
+
+    def plans(self, file: str) -> list[Plan]:
+        """The plans, to be served as `file` in each component's folder; none for another runtime."""
+        if self.runtime != "tensorrt":
+            return []
+        return [
+            plan_of(folder, self.manifests[name], self.target, f"{name}/1/{file}", self.layout.model)
+            for name, folder in self.folders.items()
         ]
 
+    def files(self, *, by_folder: bool = False) -> dict[str, str]:
+        """`<component>/<file>` → SHA-256, or `<engine folder>/<file>`, which tells the precision."""
+        return {
+            f"{self.folders[name].name if by_folder else name}/{file}": value
+            for name, manifest in self.manifests.items()
+            for file, value in manifest.files.items()
+        }
 
-def package(
-    engines: Engines, target: str, precision: Precision, output: Path, *, accept_quality: bool = False
-) -> str | None:
-    """Write the repository of a target into `output`, unless it is up to date.
+
+def package(engines: Sequence[Engines], output: Path, *, accept_quality: bool = False) -> str | None:
+    """Write the repository of one or several targets' engines into `output`, unless it is up to date.
 
     Returns why it was written, None when it was not. Raises RepositoryError for a policy or a repository
-    that Triton would not load, and for FP8 engines whose quality gate was not passed, unless
-    `accept_quality` says that they are wanted all the same.
+    that Triton would not load, for targets whose engines are not of one model, and for FP8 engines whose
+    quality gate was not passed, unless `accept_quality` says that they are wanted all the same. Whatever
+    was wrong, an earlier repository stays as it is.
     """
-    settings: dict[str, Any] = {}
-    if precision is Precision.FP8:
-        files = {f"{engines.folders[name].name}/{file}": value for name, file, value in engines.files}
-        settings["quality"] = quality_of(files, engines.layout, target, accept=accept_quality)
+    first = engines[0]
+    _check_one_config(engines)
+    plans = [plan for each in engines for plan in each.plans(_plan_name(each, engines))]
+    check_together(plans)
+    quality = {
+        each.target: quality_of(each.files(by_folder=True), each.layout, each.target, accept=accept_quality)
+        for each in engines
+        if each.precision is Precision.FP8
+    }
     manifest = Manifest(
         kind="repository",
-        checkpoint=engines.manifests["mmdit"].checkpoint,
-        made_from={f"{name}/{file}": value for name, file, value in engines.files}
-        | {f"tokenizers/{k}": v for k, v in read_manifest(engines.tokenizers).files.items()}
+        checkpoint=first.checkpoint,
+        made_from={f"{each.target}/{file}": value for each in engines for file, value in each.files().items()}
+        | {f"tokenizers/{k}": v for k, v in read_manifest(first.tokenizers).files.items()}
         | {"policies": _policies_digest(), "inside": code_digest(_INSIDE), "packager": _packager_digest()},
         settings={
-            "target": target,
-            "precision": precision.value,
-            "runtime": engines.runtime,
-            "family": engines.family.model_dump(mode="json"),
-            "shapes": engines.shapes.model_dump(mode="json"),
-        }
-        | settings,
+            "targets": [each.target for each in engines],
+            "precisions": {each.target: each.precision.value for each in engines},
+            "runtime": first.runtime,
+            "family": first.family.model_dump(mode="json"),
+            "shapes": first.shapes.model_dump(mode="json"),
+            "plans": [plan.model_dump() for plan in plans],
+            "quality": quality,
+        },
         versions=versions("tokenizers"),
     )
     reason = manifest.reason_to_rebuild(output)
     if reason is not None:
         with whole(output, manifest) as folder:
-            write_repository(engines, precision, folder)
-            check_repository(folder, engines.family, engines.shapes)
+            write_repository(engines, folder)
+            check_repository(folder, first.family, first.shapes)
+            manifest.findings = _memory(first, folder)
     return reason
 
 
-def write_repository(engines: Engines, precision: Precision, folder: Path) -> None:
+def write_repository(engines: Sequence[Engines], folder: Path) -> None:
     """Write every model's folder."""
-    served = served_models(engines.family)
+    first = engines[0]
+    served = served_models(first.family)
     for path in sorted(POLICIES.glob("*/config.pbtxt")):
         name = path.parent.name
         config = model_config.policy(path)
         version = folder / name / "1"
         version.mkdir(parents=True)
-        if name in engines.folders:
-            engine = engines.manifests[name]
-            profiles = len(engine.settings["profiles"])
-            config, file = model_config.engine_config(
-                config, engines.signatures[name], engines.runtime, profiles
+        if name in first.folders:
+            plans = {}
+            for each in engines:
+                plan_name = _plan_name(each, engines)
+                manifest = each.manifests[name]
+                for file in manifest.files:
+                    if first.runtime == "onnxruntime":
+                        shutil.copy2(each.folders[name] / file, version / file)
+                    elif file.endswith(".plan"):
+                        _place(each.folders[name] / file, version / plan_name)
+                        plans[manifest.versions["compute_capability"]] = plan_name
+            config = model_config.engine_config(
+                config, first.signatures[name], first.runtime, first.profiles[name], plans
             )
-            for each in engine.files:
-                _place(engines.folders[name] / each, version / each)
-            if engines.runtime == "onnxruntime":
+            if first.runtime == "onnxruntime":
                 shutil.copy(_ONNXRUNTIME_ENGINE, version / "model.py")
                 # ONNX Runtime's optimizations are wrong about FP8 Q/DQ: see engines/session.py.
-                fp8 = engine.settings["precision"] == Precision.FP8.value
+                fp8 = first.manifests[name].settings["precision"] == Precision.FP8.value
                 level = "ORT_DISABLE_ALL" if fp8 else "ORT_ENABLE_ALL"
                 _write_json(version / "settings.json", {"graph_optimization_level": level})
         elif name == "text_to_image":
-            config = model_config.ensemble_config(config, served[name], engines.family)
+            config = model_config.ensemble_config(config, served[name], first.family)
         elif name in served:
             decoupled = name == "text_to_image_stream"
             config = model_config.python_config(config, served[name], decoupled=decoupled)
             shutil.copy(path.parent / "1/model.py", version / "model.py")
             shutil.copytree(_INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
-            _write_json(version / "settings.json", _settings(engines))
+            _write_json(version / "settings.json", _settings(first))
             if name == "text_encoder":
-                tokenizers = read_manifest(engines.tokenizers).files
+                tokenizers = read_manifest(first.tokenizers).files
                 (version / "tokenizers_json").mkdir()
                 for file in tokenizers:
-                    shutil.copy(engines.tokenizers / file, version / "tokenizers_json" / file)
+                    shutil.copy(first.tokenizers / file, version / "tokenizers_json" / file)
                 _copy_library("tokenizers", version)
         else:
             raise RepositoryError(f"{path}: the contract has no model {name!r}")
@@ -165,13 +198,56 @@ def check_repository(folder: Path, family: Family, shapes: ShapeSet) -> None:
     model_config.check_ensemble(configs)
 
 
+def _check_one_config(engines: Sequence[Engines]) -> None:
+    """Raise RepositoryError unless one config of a model does for every target's plan."""
+    first = engines[0]
+    if len(engines) > 1 and any(each.runtime != "tensorrt" for each in engines):
+        raise RepositoryError(
+            f"{', '.join(each.target for each in engines)}: only TensorRT plans can lie side by side, "
+            "package the others alone"
+        )
+    for each in engines[1:]:
+        for field in ("shapes", "profiles"):  # the tokenizers have seen to checkpoint and family
+            if getattr(each, field) != getattr(first, field):
+                raise RepositoryError(
+                    f"the engines for {each.target} have another {field} than those for {first.target}: "
+                    "build both from the same files, with the same --shapes"
+                )
+
+
+def _plan_name(each: Engines, engines: Sequence[Engines]) -> str:
+    return "model.plan" if len(engines) == 1 else f"{each.target}.plan"
+
+
+def _memory(engines: Engines, folder: Path) -> dict[str, Any]:
+    """What a server over the repository needs beyond the engines, with its policies' limits."""
+
+    def limit(model: str, name: str) -> int:
+        value = model_config.written(folder / model / "config.pbtxt").parameters[name].string_value
+        if not value.isdigit():
+            raise RepositoryError(
+                f"{POLICIES / model}/config.pbtxt: the parameter {name} is {value!r}, expected a number"
+            )
+        return int(value)
+
+    return {
+        "shared_memory_bytes": shared_memory(
+            engines.family,
+            engines.shapes,
+            engines.runtime,
+            requests=limit("denoiser", "max_requests"),
+            streams=limit("text_to_image_stream", "max_streams"),
+        ),
+        "cuda_pool_bytes": cuda_pool(engines.family, engines.shapes),
+    }
+
+
 def _place(source: Path, destination: Path) -> None:
-    """Hard-link a plan, which is gigabytes; copy an ONNX file, whose external data may have one link only."""
-    if source.suffix == ".plan":
-        with contextlib.suppress(OSError):  # another file system
-            os.link(source, destination)
-            return
-    shutil.copy2(source, destination)
+    """Hard-link a plan, which is gigabytes. (An ONNX file is copied: its external data may have one link.)"""
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system
+        shutil.copy2(source, destination)
 
 
 def _settings(engines: Engines) -> dict[str, Any]:
@@ -201,8 +277,8 @@ def _policies_digest() -> str:
 
 def _packager_digest() -> str:
     return digest(
-        [code_digest(Path(__file__).parent / "runtime"), Path(__file__).read_text()]
-        + [Path(str(model_config.__file__)).read_text()]
+        [code_digest(Path(__file__).parent / "runtime")]
+        + [Path(__file__).with_name(f"{name}.py").read_text() for name in _DECIDING]
     )
 
 

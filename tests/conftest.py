@@ -61,7 +61,7 @@ def _repository(build: Layout, miniature: Path, precision: Precision) -> Path:
         + ["--precision", precision.value]
     )
     repository = build.repository("cpu", precision)
-    package(Engines(build, "cpu", precision), "cpu", precision, repository, accept_quality=True)
+    package([Engines(build, "cpu", precision)], repository, accept_quality=True)
     return repository
 
 

@@ -25,16 +25,16 @@ FIGURES = {
 
 @pytest.fixture
 def hopper(miniature, tmp_path) -> Layout:
-    """The miniature's engines for Hopper, with empty plans: no gate yet."""
+    """The miniature's engines for Hopper, no gate yet."""
     layout = Layout("miniature", tmp_path)
     family = family_from_checkpoint(miniature)
     write_engines(layout, family, shape_set(family))
     return layout
 
 
-def write_gate(layout: Layout, *, passed: bool = True, **other: str) -> None:
+def write_gate(layout: Layout, target: str = "hopper", *, passed: bool = True, **other: str) -> None:
     """A gate about the engines that are there, or with `other` hashes of some files."""
-    engines = Engines(layout, "hopper", Precision.FP8)
+    engines = Engines(layout, target, Precision.FP8)
     failures = [] if passed else ["SSIM, mean is 0.91, expected at least 0.97"]
     findings: dict[str, Any] = {
         "passed": passed,
@@ -45,8 +45,7 @@ def write_gate(layout: Layout, *, passed: bool = True, **other: str) -> None:
     manifest = Manifest(
         kind="quality",
         checkpoint="one",
-        made_from={f"{engines.folders[name].name}/{file}": value for name, file, value in engines.files}
-        | other,
+        made_from=engines.files(by_folder=True) | other,
         settings={
             "profile": "miniature",
             "prompts": 16,
@@ -57,16 +56,15 @@ def write_gate(layout: Layout, *, passed: bool = True, **other: str) -> None:
         versions={},
         findings=findings,
     )
-    with whole(layout.quality("hopper"), manifest) as folder:
+    with whole(layout.quality(target), manifest) as folder:
         (folder / "gate.json").write_text("{}")
 
 
 def packaged(layout: Layout, *, accept: bool = False) -> dict[str, Any]:
     """What the manifest of the FP8 repository says about quality."""
     output = layout.repository("hopper", Precision.FP8)
-    engines = Engines(layout, "hopper", Precision.FP8)
-    package(engines, "hopper", Precision.FP8, output, accept_quality=accept)
-    return read_manifest(output).settings["quality"]
+    package([Engines(layout, "hopper", Precision.FP8)], output, accept_quality=accept)
+    return read_manifest(output).settings["quality"]["hopper"]
 
 
 WAYS_OUT = r"`make gate MODEL=miniature TARGET=hopper`, serve PRECISION=fp16, .*--accept-quality"
@@ -132,9 +130,9 @@ def test_an_accepted_repository_is_written_again_once_the_gate_is_passed(hopper)
     output = hopper.repository("hopper", Precision.FP8)
     packaged(hopper, accept=True)
     write_gate(hopper)
-    engines = Engines(hopper, "hopper", Precision.FP8)
-    assert "quality" in str(package(engines, "hopper", Precision.FP8, output))
-    assert package(engines, "hopper", Precision.FP8, output) is None
+    engines = [Engines(hopper, "hopper", Precision.FP8)]
+    assert "quality" in str(package(engines, output))
+    assert package(engines, output) is None
 
 
 def test_fp16_needs_no_gate(hopper, miniature):
@@ -142,8 +140,8 @@ def test_fp16_needs_no_gate(hopper, miniature):
     family = family_from_checkpoint(miniature)
     write_engines(hopper, family, shape_set(family), precision=Precision.FP16, only=["mmdit"])
     output = hopper.repository("hopper", Precision.FP16)
-    package(Engines(hopper, "hopper", Precision.FP16), "hopper", Precision.FP16, output)
-    assert "quality" not in read_manifest(output).settings
+    package([Engines(hopper, "hopper", Precision.FP16)], output)
+    assert not read_manifest(output).settings["quality"]
 
 
 def test_the_command_refuses_with_status_2_and_accepts_by_name_with_a_warning(hopper):
@@ -154,7 +152,7 @@ def test_the_command_refuses_with_status_2_and_accepts_by_name_with_a_warning(ho
     assert "error: the FP8 engines of miniature for hopper are not to be served" in refused.stderr
     accepted = subprocess.run([*command, "--accept-quality"], cwd=ROOT, capture_output=True, text=True)
     assert accepted.returncode == 0, accepted.stderr
-    assert accepted.stderr == "warning: FP8 accepted although their quality gate was never run\n"
+    assert accepted.stderr == "warning: FP8 for hopper accepted although their quality gate was never run\n"
 
 
 def test_the_packager_does_not_import_the_gate():

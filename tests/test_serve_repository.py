@@ -25,6 +25,7 @@ from serve import model_config, repository
 from serve.repository import Engines, check_repository, package
 
 ROOT = Path(__file__).resolve().parent.parent
+CAPABILITIES = {"hopper": "9.0", "ada": "8.9", "sm90": "9.0", "sm86": "8.6"}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,11 @@ def write_engines(
     checkpoint="one",
     only=COMPONENTS,
     precision=Precision.FP8,
+    target="hopper",
+    tensorrt="11.4.0.106",
+    options=None,
 ):
-    """Engines for TensorRT with empty plans, and tokenizers, as their stages write them."""
+    """Engines for TensorRT whose plans are a few bytes, and tokenizers, as their stages write them."""
     of_mmdit = precision
     for name in only:
         precision = of_mmdit if name == "mmdit" else Precision.FP16
@@ -55,17 +59,19 @@ def write_engines(
         manifest = Manifest(
             kind="engine",
             checkpoint=checkpoint,
-            made_from={},
+            made_from={"model.onnx": name},
             settings={
                 **{"component": name, "precision": precision.value, "runtime": "tensorrt"},
-                **{"target": "hopper", "family": family.model_dump(mode="json")},
+                **{"target": target, "family": family.model_dump(mode="json")},
                 "shapes": shapes.model_dump(mode="json"),
-                "profiles": profiles(signature, shapes),
+                "profiles": json.loads(json.dumps(profiles(signature, shapes))),
+                "options": options or {},
             },
-            versions={},
+            versions={"tensorrt": tensorrt, "compute_capability": CAPABILITIES[target]},
+            findings={"gpu": f"a card of {target}", "driver": "600.1", "engine_bytes": 16},
         )
-        with whole(layout.engine("hopper", name, precision), manifest) as folder:
-            (folder / "model.plan").touch()
+        with whole(layout.engine(target, name, precision), manifest) as folder:
+            (folder / "model.plan").write_bytes(f"{target} {name}".ljust(16).encode()[:16])
     manifest = Manifest(
         kind="tokenizers",
         checkpoint="one",
@@ -80,7 +86,7 @@ def write_engines(
 
 @pytest.fixture
 def hopper(large, tmp_path) -> Layout:
-    """SD3.5 Large's engines for Hopper, with empty plans."""
+    """SD3.5 Large's engines for Hopper."""
     layout = Layout("large", tmp_path)
     write_engines(layout, large, shape_set(large, "square-1024"))
     return layout
@@ -89,8 +95,7 @@ def hopper(large, tmp_path) -> Layout:
 def packaged(layout: Layout) -> Path:
     """The repository of Hopper's engines."""
     output = layout.repository("hopper", Precision.FP8)
-    engines = Engines(layout, "hopper", Precision.FP8)
-    package(engines, "hopper", Precision.FP8, output, accept_quality=True)
+    package([Engines(layout, "hopper", Precision.FP8)], output, accept_quality=True)
     return output
 
 
@@ -175,11 +180,11 @@ def test_the_ensemble_is_linear_and_names_nothing_twice(large):
 
 def test_packaging_twice_writes_once(hopper):
     """Nothing changed: nothing is written; a changed policy is noticed."""
-    engines = Engines(hopper, "hopper", Precision.FP8)
+    engines = [Engines(hopper, "hopper", Precision.FP8)]
     output = packaged(hopper)
-    assert package(engines, "hopper", Precision.FP8, output, accept_quality=True) is None
+    assert package(engines, output, accept_quality=True) is None
     (output / "denoiser/config.pbtxt").write_text("")
-    assert "changed on disk" in package(engines, "hopper", Precision.FP8, output, accept_quality=True)
+    assert "changed on disk" in package(engines, output, accept_quality=True)
 
 
 def test_engines_of_another_model_are_refused(hopper, large):
@@ -268,7 +273,7 @@ def test_the_cpu_repository_holds_the_onnx_files(fp16_repository, fp8_repository
         assert (folder / "mmdit/1/model.onnx").is_file()
         settings = json.loads((folder / "mmdit/1/settings.json").read_text())
         assert settings["graph_optimization_level"] == level
-    assert read_manifest(fp8_repository).settings["precision"] == "fp8"
+    assert read_manifest(fp8_repository).settings["precisions"] == {"cpu": "fp8"}
 
 
 def test_packaging_what_is_not_built_ends_with_status_2(tmp_path):

@@ -1,0 +1,310 @@
+"""The guard: plans that a server's TensorRT or GPU cannot load are refused before Triton starts."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorrt_stand_in import shared_library
+from test_serve_repository import large, write_engines  # noqa: F401  (a fixture)
+
+from mmdit.artifact import Layout, read_manifest
+from mmdit.contract import COMPONENTS, Precision
+from mmdit.errors import ArtifactError, RepositoryError, ServerError
+from mmdit.shapes import shape_set
+from mmdit.target import Gpu
+from serve import launcher
+from serve.compatibility import Plan, check_together, loadable
+from serve.installation import Installation, find_installation
+from serve.launcher import Ports, Server
+from serve.repository import Engines, package
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "600.1")
+L40S = Gpu("NVIDIA L40S", (8, 9), "600.1")
+PLAN = Plan(
+    component="mmdit",
+    target="hopper",
+    file="mmdit/1/model.plan",
+    bytes=16,
+    compute_capability="9.0",
+    tensorrt="11.4.0.106",
+    version_compatible=False,
+    gpu=H100.name,
+    driver=H100.driver,
+    made_from={},
+)
+ADA = PLAN.model_copy(update={"target": "ada", "compute_capability": "8.9", "file": "mmdit/1/ada.plan"})
+COMPATIBLE = PLAN.model_copy(update={"version_compatible": True})
+
+
+def libnvinfer(version: int) -> bytes:
+    """An empty libnvinfer whose getInferLibVersion answers `version`."""
+    returns_0, returns = b"\x31\xc0\xc3", b"\xb8" + version.to_bytes(4, "little") + b"\xc3"  # mov eax, …; ret
+    library = shared_library("libnvinfer.so.11", ("getInferLibVersion",))
+    at = library.index(returns_0, 64 + 4 * 56)
+    # The code is padded to 8 bytes, which hold the longer one.
+    assert not any(library[at + len(returns_0) : at + len(returns)])
+    return library[:at] + returns + library[at + len(returns) :]
+
+
+@pytest.fixture
+def hopper(large, tmp_path) -> Layout:  # noqa: F811
+    """SD3.5 Large's FP16 engines for Hopper."""
+    layout = Layout("large", tmp_path / "build")
+    write_engines(layout, large, shape_set(large, "square-1024"), precision=Precision.FP16)
+    return layout
+
+
+def packaged(layout: Layout) -> Path:
+    """The repository of Hopper's FP16 engines."""
+    output = layout.repository("hopper", Precision.FP16)
+    package([Engines(layout, "hopper", Precision.FP16)], output)
+    return output
+
+
+@pytest.fixture
+def triton(tmp_path, monkeypatch) -> Path:
+    """A stand-in of NVIDIA's installation on PATH: it notes its arguments and ends.
+
+    Its TensorRT backend needs a libnvinfer of 11.4.0, which lies beside it; the GPU is an H100.
+    """
+    folder = tmp_path / "tritonserver"
+    backend = folder / "backends/tensorrt"
+    backend.mkdir(parents=True)
+    (backend / "libtriton_tensorrt.so").write_bytes(b"\x7fELF\0libnvinfer.so.11\0libcudart.so.13\0")
+    (backend / "libnvinfer.so.11").write_bytes(libnvinfer(110400))
+    (folder / "bin").mkdir()
+    binary = folder / "bin/tritonserver"
+    binary.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/arguments\n')
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binary.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(launcher, "find_gpu", lambda: H100)
+    return folder
+
+
+def started(repository: Path, triton: Path) -> list[str]:
+    """The arguments that a launch over the repository gives to Triton."""
+    server = Server(repository, Ports.free(), triton / "server.log")
+    server._process.wait()
+    return (triton / "arguments").read_text().splitlines()
+
+
+def not_started(repository: Path, triton: Path, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        Server(repository, Ports.free(), triton / "server.log")
+    assert not (triton / "arguments").exists()
+
+
+def test_the_version_is_the_librarys_own(triton):
+    """Of the one that the backend names, asked in a child process: nothing is loaded into this one."""
+    installation = find_installation(triton)
+    assert installation.backends == triton / "backends"
+    assert installation.tensorrt_version() == "11.4.0"
+    (triton / "backends/tensorrt/libnvinfer.so.11").write_bytes(libnvinfer(101602))
+    assert installation.tensorrt_version() == "10.16.2"
+    assert "libnvinfer" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_library_that_is_not_beside_the_backend_is_found_as_the_loader_finds_it(triton, tmp_path):
+    """In the server's environment, not the launcher's."""
+    (triton / "backends/tensorrt/libnvinfer.so.11").rename(tmp_path / "libnvinfer.so.11")
+    installation = find_installation(triton)
+    with pytest.raises(ServerError, match=r"needs libnvinfer\.so\.11, which cannot be loaded"):
+        installation.tensorrt_version()
+    elsewhere = installation.environment | {"LD_LIBRARY_PATH": str(tmp_path)}
+    assert replace(installation, environment=elsewhere).tensorrt_version() == "11.4.0"
+
+
+def test_a_plan_loads_in_the_version_and_on_the_capability_that_built_it():
+    """Of several targets' plans the present GPU's are taken."""
+    assert loadable([ADA, PLAN], H100, "11.4.0") == [PLAN]
+    assert loadable([ADA, PLAN], L40S, "11.4.0") == [ADA]
+
+
+@pytest.mark.parametrize("server", ["11.3.0", "11.4.1", "10.16.2", "12.0.0"])
+def test_a_plan_of_another_tensorrt_is_refused(server):
+    with pytest.raises(ServerError, match=rf"TensorRT 11\.4\.0\.106, this server has {server}.*tensorrt=="):
+        loadable([PLAN], H100, server)
+
+
+@pytest.mark.parametrize(("server", "loads"), [("11.4.0", 1), ("11.9.0", 1), ("11.3.9", 0), ("12.0.0", 0)])
+def test_a_version_compatible_plan_loads_in_later_versions_of_its_major_release(server, loads):
+    if loads:
+        assert loadable([COMPATIBLE], H100, server) == [COMPATIBLE]
+    else:
+        with pytest.raises(ServerError, match="later versions of the same major release"):
+            loadable([COMPATIBLE], H100, server)
+
+
+def test_a_plan_of_another_gpu_is_refused_with_what_there_is():
+    with pytest.raises(ServerError, match=r"L40S has compute capability 8\.9.*plans for hopper \(9\.0\)"):
+        loadable([PLAN], L40S, "11.4.0")
+    with pytest.raises(ServerError, match=r"no NVIDIA GPU was found.*hopper \(9\.0\), ada \(8\.9\).*--gpus"):
+        loadable([PLAN, ADA], None, "11.4.0")
+
+
+def test_plans_of_two_tensorrts_are_not_served_together():
+    """Unless both are version-compatible, within a major release."""
+    older = PLAN.model_copy(update={"component": "t5", "tensorrt": "11.3.0.1"})
+    with pytest.raises(RepositoryError, match=r"t5 for hopper was built with TensorRT 11\.3\.0\.1, mmdit"):
+        check_together([PLAN, older])
+    check_together([COMPATIBLE, older.model_copy(update={"version_compatible": True})])
+    check_together([PLAN, ADA])
+
+
+def test_two_names_of_one_gpu_are_one_too_many():
+    with pytest.raises(RepositoryError, match=r"hopper and sm90 are the same GPUs"):
+        check_together([PLAN, PLAN.model_copy(update={"target": "sm90"})])
+
+
+def test_the_launcher_starts_a_repository_that_fits(hopper, triton):
+    """With a CUDA pool, and without leave for plans to bring code along."""
+    arguments = started(packaged(hopper), triton)
+    (pool,) = (each for each in arguments if each.startswith("--cuda-memory-pool-byte-size=0:"))
+    assert int(pool.split(":")[1]) >= 64 << 20
+    assert not [each for each in arguments if "version-compatible" in each]
+
+
+def test_a_version_compatible_repository_is_started_with_leave_for_it(large, tmp_path, triton):  # noqa: F811
+    layout = Layout("large", tmp_path / "build")
+    options = {"version_compatible": True}
+    shapes = shape_set(large, "square-1024")
+    write_engines(layout, large, shapes, precision=Precision.FP16, tensorrt="11.2.0.7", options=options)
+    assert "--backend-config=tensorrt,version-compatible=true" in started(packaged(layout), triton)
+
+
+def test_the_launcher_refuses_another_tensorrt_another_gpu_and_none(hopper, triton, monkeypatch):
+    """Before Triton starts, with status 2 and the reason."""
+    repository = packaged(hopper)
+    library = triton / "backends/tensorrt/libnvinfer.so.11"
+    library.write_bytes(libnvinfer(110300))
+    not_started(
+        repository, triton, ServerError, r"clip_l/1/model\.plan was built with TensorRT 11\.4\.0\.106"
+    )
+    library.write_bytes(libnvinfer(110400))
+    monkeypatch.setattr(launcher, "find_gpu", lambda: L40S)
+    not_started(repository, triton, ServerError, "NVIDIA L40S has compute capability 8.9")
+    monkeypatch.setattr(launcher, "find_gpu", lambda: None)
+    not_started(repository, triton, ServerError, "no NVIDIA GPU was found")
+
+
+def test_the_wheels_server_says_that_it_has_no_tensorrt(hopper, tmp_path):
+    """It names the container that has, and the target that it can serve."""
+    with pytest.raises(ServerError, match=r"no TensorRT backend .*nvcr\.io/nvidia/tritonserver.*TARGET=cpu"):
+        Server(packaged(hopper), Ports.free(), tmp_path / "server.log")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda plan: plan.write_bytes(plan.read_bytes()[:7]), r"has 7 bytes, expected 16"),
+        (lambda plan: plan.write_bytes(b"another of 16 by"), "changed after it was written"),
+        (lambda plan: plan.unlink(), "is gone"),
+    ],
+)
+def test_a_plan_that_is_not_what_was_packaged_is_named(hopper, triton, damage, reason):
+    """Truncated, exchanged, gone."""
+    repository = packaged(hopper)
+    plan = repository / "t5/1/model.plan"
+    content = plan.read_bytes()
+    plan.unlink()  # it is a hard link of the engine's
+    plan.write_bytes(content)
+    damage(plan)
+    not_started(repository, triton, ArtifactError, rf"t5/1/model\.plan {reason}.*copy the repository again")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda plan: plan.write_bytes(plan.read_bytes()[:7]), r"has 7 bytes, expected 16"),
+        (lambda plan: plan.write_bytes(b"another of 16 by"), "changed after it was written"),
+    ],
+)
+def test_the_packager_names_a_damaged_engine_and_leaves_the_earlier_repository(hopper, damage, reason):
+    repository = packaged(hopper)
+    before = (repository / "manifest.json").read_bytes()
+    plan = hopper.engine("hopper", "vae_decoder", Precision.FP16) / "model.plan"
+    plan.unlink()
+    plan.write_bytes(b"hopper vae_deco ")
+    damage(plan)
+    with pytest.raises(ArtifactError, match=rf"vae_decoder-fp16/model\.plan {reason}.*make engines"):
+        packaged(hopper)
+    assert (repository / "manifest.json").read_bytes() == before
+    assert (repository / "vae_decoder/1/model.plan").read_bytes() == b"hopper vae_decod"
+
+
+def test_an_engine_copied_from_another_gpu_with_its_manifest_is_refused(hopper, large, tmp_path):  # noqa: F811
+    """As is one that another TensorRT built; the repository that was there stays."""
+    repository = packaged(hopper)
+    before = (repository / "manifest.json").read_bytes()
+    shapes = shape_set(large, "square-1024")
+    mmdit = hopper.engine("hopper", "mmdit", Precision.FP16)
+    shutil.rmtree(mmdit)
+    write_engines(hopper, large, shapes, precision=Precision.FP16, only=["mmdit"], target="ada")
+    shutil.copytree(hopper.engine("ada", "mmdit", Precision.FP16), mmdit)
+    with pytest.raises(
+        RepositoryError, match=r"built for ada .* 8\.9, on a card of ada\), and hopper is 9\.0"
+    ):
+        packaged(hopper)
+    write_engines(hopper, large, shapes, precision=Precision.FP16, only=["mmdit"], tensorrt="10.16.2.1")
+    with pytest.raises(RepositoryError, match="one server loads them all, and has one TensorRT"):
+        packaged(hopper)
+    assert (repository / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("strip", r"model\.plan is stripped.*`python -m engines refit --model large --target hopper` first"),
+        ("weight_streaming", r"for weight streaming, but Triton's TensorRT backend sets no budget"),
+    ],
+)
+def test_a_plan_that_triton_cannot_use_is_refused_with_the_way_out(large, tmp_path, option, message):  # noqa: F811
+    layout = Layout("large", tmp_path)
+    shapes = shape_set(large, "square-1024")
+    write_engines(layout, large, shapes, precision=Precision.FP16, options={option: True})
+    with pytest.raises(RepositoryError, match=message):
+        packaged(layout)
+    assert not layout.repository("hopper", Precision.FP16).exists()
+
+
+def test_an_engine_whose_manifest_tells_no_tensorrt_is_refused(hopper):
+    path = hopper.engine("hopper", "t5", Precision.FP16) / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["versions"]["tensorrt"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="t5-fp16: its manifest does not tell the tensorrt"):
+        packaged(hopper)
+
+
+def test_the_repositorys_manifest_tells_where_each_plan_came_from(hopper):
+    """GPU, compute capability, TensorRT, driver and what it was made from, for each component."""
+    plans = [Plan.model_validate(each) for each in read_manifest(packaged(hopper)).settings["plans"]]
+    assert [plan.component for plan in plans] == list(COMPONENTS)
+    for plan in plans:
+        assert plan.gpu == "a card of hopper" and plan.driver == "600.1"
+        assert (plan.compute_capability, plan.tensorrt) == ("9.0", "11.4.0.106")
+        assert set(plan.made_from) >= {"model.onnx"}
+
+
+def test_little_shared_memory_is_warned_of_with_the_containers_option(hopper, triton, monkeypatch, capsys):
+    """Docker's 64 MB; the server may still be meant for few requests."""
+    repository = packaged(hopper)
+    started(repository, triton)
+    assert capsys.readouterr().err == ""
+    usage = shutil.disk_usage("/")._replace(free=64 << 20)
+    monkeypatch.setattr(launcher.shutil, "disk_usage", lambda _: usage)
+    started(repository, triton)
+    needed = read_manifest(repository).findings["shared_memory_bytes"] >> 20
+    assert f"/dev/shm has 64 MiB free, and this repository takes up to {needed} MiB" in (
+        error := capsys.readouterr().err
+    )
+    assert f"--shm-size={needed}m" in error
+
+
+def test_a_backend_that_names_no_tensorrt_is_damaged(tmp_path):
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt/libtriton_tensorrt.so").write_bytes(b"")
+    with pytest.raises(ServerError, match="names no libnvinfer"):
+        Installation(["tritonserver"], {}, tmp_path).tensorrt_version()

@@ -1,0 +1,66 @@
+"""What a server needs beyond its engines: computed shared memory beside a real server's, and its sizes."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from test_serve_repository import large  # noqa: F401  (a fixture)
+
+from mmdit.artifact import read_manifest
+from mmdit.shapes import NAMES, shape_set
+from serve.client import Client
+from serve.launcher import Ports, running
+from serve.server_memory import MIB, cuda_pool, shared_memory
+
+MANY = {"requests": 64, "streams": 16}  # the policies of model_repository/
+
+
+def in_use(server) -> int:
+    """The bytes of all shared-memory regions that the server's model processes have mapped."""
+    regions = {
+        line.split()[-1]
+        for process in server._model_processes()
+        for line in Path(f"/proc/{process}/maps").read_text().splitlines()
+        if "/dev/shm/" in line
+    }
+    return sum(os.stat(region).st_size for region in regions)
+
+
+def test_a_real_server_stays_within_the_computed_shared_memory(fp16_repository, tmp_path):
+    """With as many of the largest pictures streamed and asked for at once as its policies admit.
+
+    Within less than three times, too: a figure that nothing comes near would say nothing.
+    """
+    computed = read_manifest(fp16_repository).findings["shared_memory_bytes"]
+    size = {"height": 256, "width": 256, "steps": 2}
+    with (
+        running(fp16_repository, Ports.free(), tmp_path / "server.log") as server,
+        Client(f"localhost:{server.ports.grpc}") as client,
+        ThreadPoolExecutor(64) as pool,
+    ):
+        started = in_use(server)
+        list(pool.map(lambda n: list(client.stream(f"a circle {n}", preview=True, **size)), range(16)))
+        list(pool.map(lambda n: client.generate(f"a cross {n}", **size), range(48)))
+        measured = in_use(server)
+    assert started == 9 * MIB
+    assert computed / 3 < measured <= computed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_large_needs_more_shared_memory_than_docker_gives(large, name):  # noqa: F811
+    """The contexts of the requests in the denoiser alone, [2, 333, 4096] in FP16 each, are 349 MB."""
+    shapes = shape_set(large, name)
+    needed = shared_memory(large, shapes, "tensorrt", **MANY)
+    contexts = 64 * 2 * 333 * 4096 * 2
+    assert 64 * MIB < contexts < needed < 4 << 30
+    fewer = shared_memory(large, shapes, "tensorrt", requests=8, streams=16)
+    assert needed - fewer > 56 * 2 * 333 * 4096 * 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cuda_pool_holds_two_calls_pictures(large, name):  # noqa: F811
+    """FP16 [3, H, W] each; never less than Triton's own 64 MiB."""
+    shapes = shape_set(large, name)
+    pictures = [each.max_rows * 3 * each.max[0] * each.max[1] * 2 for each in shapes.ranges]
+    assert cuda_pool(large, shapes) >= max(64 * MIB, 2 * max(pictures))
