@@ -1,7 +1,7 @@
 """Whether a component's graph bears every profile: its smallest, usual and largest shapes.
 
 A small graph is run there in ONNX Runtime. At full size that would take hours without a GPU: then its dims
-are told node by node instead (`engines.dims`), which finds what does not fit together and no more.
+are told node by node instead (`engines.tensors`), which finds what does not fit together and no more.
 """
 
 import math
@@ -64,9 +64,10 @@ def _positions(signature: Signature, size: Size) -> int:
 
 
 def _tell(model: Any, signature: Signature, rows: int, size: Size) -> None:
-    from engines.dims import output_dims
+    from engines.tensors import tensors_of
 
-    found = output_dims(model, {tensor.name: (rows, *dims_at(tensor, size)) for tensor in signature.inputs})
+    inputs = {tensor.name: (rows, *dims_at(tensor, size)) for tensor in signature.inputs}
+    found = tensors_of(model, inputs).dims
     for tensor in signature.outputs:
         expected = (rows, *dims_at(tensor, size))
         if found[tensor.name] != expected:

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.costs import Costs, costs
+from engines.graph import load
 from engines.source import Source
-from engines.tensors import graph_of
 from mmdit.contract import Precision, components, dims_at, dims_vary
 from mmdit.errors import ArtifactError, first_line
 from mmdit.family import Family
@@ -57,7 +57,7 @@ def model_costs(found: Iterable[Source], family: Family, sizes: Sequence[Size]) 
     entries = []
     for source in found:
         signature = signatures[source.component]
-        model = graph_of(source.onnx)
+        model = load(source.onnx, source.component)
         for size in sizes if dims_vary(signature) else (None,):
             inputs = {tensor.name: (1, *dims_at(tensor, size or (0, 0))) for tensor in signature.inputs}
             row = costs(model, inputs)

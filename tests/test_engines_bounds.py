@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import bounds
 from engines.bounds import check_bounds
-from engines.dims import output_dims
 from engines.source import Source
+from engines.tensors import tensors_of
 from mmdit.artifact import Manifest, read_manifest
 from mmdit.contract import COMPONENTS, Dtype, Precision, Signature, Tensor, components
 from mmdit.errors import EngineError
@@ -128,7 +128,7 @@ def test_dims_that_depend_on_values_are_refused():
         helper.make_graph([node], "g", value, output), opset_imports=[helper.make_opsetid("", 20)]
     )
     with pytest.raises(EngineError, match="NonZero /NonZero .*the dims of its result cannot be told"):
-        output_dims(graph, {"x": (1, 4)})
+        tensors_of(graph, {"x": (1, 4)})
 
 
 @pytest.mark.parametrize(
