@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engines.model_costs import ModelCosts
 from engines.roofline import FP8, FP8_ATTENTION, SIZES, bound
@@ -25,7 +26,7 @@ def draw_ceilings(models: Sequence[ModelCosts], card: Card, path: Path) -> None:
     ):
         gains = [bound(model, card, FP8, size).gain for size in SIZES]
         axes.plot(places, gains, color=colour, marker="o", markersize=4.5)
-        style = {"textcoords": "offset points", "fontsize": 9, "color": colour}
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": colour}
         for place, gain in zip(places, gains, strict=True):
             axes.annotate(f"{gain:.2f}", (place, gain), (0, offset), ha="center", **style)
         end = (places[-1], gains[-1])
