@@ -110,6 +110,11 @@ def test_what_surely_does_not_fit_is_refused_with_the_numbers(changed, message):
         check_fits(PLAN, **PLENTY | changed)
 
 
+def test_what_only_the_estimates_exceed_is_not_refused():
+    """The weights fit, and the build may do with less than is usual."""
+    assert len(check_fits(PLAN, **PLENTY | {"memory": 11_050_000_000, "free_memory": 11 * GB})) == 2
+
+
 @pytest.mark.parametrize(
     ("memory", "verdict"), [(16, "no"), (20, "no build"), (22, "close"), (30, "yes")], ids=str
 )
