@@ -7,15 +7,16 @@ python -m engines refit --model miniature --target hopper
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from engines.engine import Build, engine
+from engines.engine import Build, engine, up_to_date
 from engines.options import Options
 from engines.refit import refit
 from engines.source import check_attention, sources
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
-from mmdit.errors import run_command
+from mmdit.errors import TargetError, run_command
 from mmdit.shapes import NAMES, shape_set
 
 
@@ -28,9 +29,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"target {target.name}: {why}")
     for warning in target.warnings(precision):
         print(f"warning: {warning}", file=sys.stderr)
-    if target.missing and arguments.command == "build":
-        print(f"note: everything up to the build runs here; {target.missing}", file=sys.stderr)
     if arguments.command == "build" and arguments.check:
+        if target.missing:
+            told = f"{target.missing}: everything up to the build of {target.name}'s engines runs here"
+            print(f"note: {told}", file=sys.stderr)
         return
     if not target.fp8:
         precision = Precision.FP16
@@ -48,12 +50,20 @@ def main(argv: list[str] | None = None) -> None:
         gpu=gpu,
         tensorrt=tensorrt,
     )
+    prepared: dict[str, Any] = {}
+    planned = target.runtime == "tensorrt" and arguments.command == "build"
+    if planned and (target.missing or not all(up_to_date(source, build) for source in found)):
+        from engines.preparation import how_to_go_on, prepare
+
+        prepared = prepare(found, build)
     if target.missing:
-        raise targets.TargetError(f"target {target.name!r} cannot be built here: {target.missing}")
-    make = refit if arguments.command == "refit" else engine
+        if planned:
+            print(f"\n{how_to_go_on(build, precision)}")
+        raise TargetError(f"target {target.name!r} cannot be built here: {target.missing}")
     rows = [("component", "precision", "runtime", "size", "path")]
     for source in found:
-        file = make(source, build)
+        refitting = arguments.command == "refit"
+        file = refit(source, build) if refitting else engine(source, build, prepared.get(source.component))
         sizes = [path.stat().st_size for path in file.parent.iterdir() if path.name != MANIFEST]
         megabytes = f"{sum(sizes) / 1e6:,.1f} MB"
         rows.append((source.component, source.precision.value, target.runtime, megabytes, shown(file)))

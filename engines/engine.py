@@ -36,23 +36,18 @@ class Build:
     tensorrt: str | None = None
 
 
-def engine(source: Source, build: Build) -> Path:
+def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None) -> Path:
     """The file of a component's engine, built unless it is up to date; says which, and why.
 
-    Imports no runtime when there is nothing to build. A plan is built in a process of its own, and the
-    earlier one stays until the new one is whole. Raises ArtifactError for an ONNX file that changed since its
-    manifest was written, ContractError for a profile outside the contract, EngineError or TargetError.
+    `prepared`: what `engines.preparation` found about a plan's source. Imports no runtime when there is
+    nothing to build. A plan is built in a process of its own, and the earlier one stays until the new one is
+    whole. Raises ArtifactError for an ONNX file that changed since its manifest was written, EngineError or
+    TargetError.
     """
     component, target = source.component, build.target
     folder = build.layout.engine(target.name, component, source.precision)
     file = folder / (PLAN if target.runtime == "tensorrt" else MODEL)
-    wanted = Manifest(
-        kind="engine",
-        checkpoint=source.manifest.checkpoint,
-        made_from=source.made_from | _refitted_from(folder, build),
-        settings=_settings(source, build),
-        versions=_versions(build),
-    )
+    wanted = _wanted(source, build)
     reason = wanted.reason_to_rebuild(folder)
     if reason is None:
         print(f"{component}: up to date")
@@ -60,9 +55,7 @@ def engine(source: Source, build: Build) -> Path:
     print(f"{component}: building ({reason})", flush=True)
     wanted.made_from = source.made_from
     signature = components(build.family, build.shapes)[component]
-    check_profiles(build.family, build.shapes)
     check_unchanged(source)
-    check_graph(source.onnx, component, signature)
     with whole(folder, wanted) as partial:
         if target.runtime == "tensorrt":
             assert build.gpu is not None  # resolve() gives no TensorRT target without one
@@ -78,11 +71,30 @@ def engine(source: Source, build: Build) -> Path:
                 gpu=build.gpu,
             )
             _check_size(component, partial / PLAN, wanted.findings)
+            wanted.findings |= prepared or {}
         else:
+            check_graph(source.onnx, component, signature)
             wanted.findings = onnxruntime_from_onnx(
                 source, partial, signature=signature, shapes=build.shapes, family=build.family
             )
     return file
+
+
+def up_to_date(source: Source, build: Build) -> bool:
+    """Whether a component's engine is the one that would be built."""
+    folder = build.layout.engine(build.target.name, source.component, source.precision)
+    return _wanted(source, build).reason_to_rebuild(folder) is None
+
+
+def _wanted(source: Source, build: Build) -> Manifest:
+    folder = build.layout.engine(build.target.name, source.component, source.precision)
+    return Manifest(
+        kind="engine",
+        checkpoint=source.manifest.checkpoint,
+        made_from=source.made_from | _refitted_from(folder, build),
+        settings=_settings(source, build),
+        versions=_versions(build),
+    )
 
 
 def check_profiles(family: Family, shapes: ShapeSet) -> None:

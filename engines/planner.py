@@ -182,14 +182,15 @@ def fits_table(models: Iterable[ModelCosts]) -> str:
                         words,
                         f"{variant.building / GB:.1f}",
                         f"{variant.serving / GB:.1f}",
-                        *(_verdict(variant, card.memory) for card in CARDS),
+                        *(verdict(variant, card.memory) for card in CARDS),
                     )
                 )
     cards = (f"{card.name}: {card.memory / GB:.1f}" for card in CARDS)
     return table(("model", "shape set", "T5", "build, GB", "serve, GB", *cards), rows)
 
 
-def _verdict(plan: Plan, memory: int) -> str:
+def verdict(plan: Plan, memory: int) -> str:
+    """Whether a GPU of `memory` bytes builds and serves it: yes, close (above 85 %), no build, no."""
     if plan.serving > memory:
         return "no"
     if plan.building > memory:

@@ -21,11 +21,13 @@ _GET_TENSORRT = "install it with `pip install tensorrt`, or work in NVIDIA's Ten
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that TensorRT would use."""
+    """The GPU that TensorRT would use; its memory in bytes, 0 where nobody asked."""
 
     name: str
     compute_capability: tuple[int, int]
     driver: str
+    memory: int = 0
+    free_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,13 @@ def find_gpu() -> Gpu | None:
             else pynvml.nvmlDeviceGetHandleByUUID(first)
         )
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return Gpu(
             name=pynvml.nvmlDeviceGetName(handle),
             compute_capability=(major, minor),
             driver=pynvml.nvmlSystemGetDriverVersion(),
+            memory=int(memory.total),
+            free_memory=int(memory.free),
         )
     except pynvml.NVMLError:
         return None

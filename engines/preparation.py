@@ -1,0 +1,110 @@
+"""All that can be known about engines before TensorRT is asked, on a machine with its GPU or without.
+
+What fails here fails in a minute, not after an hour of a GPU: files that changed, graphs that TensorRT would
+refuse or would not fuse, profiles that the graph does not run at, memory and disk that do not suffice.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from engines.bounds import check_bounds
+from engines.engine import Build, check_profiles
+from engines.model_costs import model_costs, sizes_planned
+from engines.planner import Plan, check_fits, plan_build, plan_table, verdict
+from engines.readiness import check_ready
+from engines.source import Source, check_unchanged
+from engines.tables import table
+from mmdit.contract import Precision, bounds, components
+from mmdit.gpus import CARDS
+from mmdit.progress import Progress
+
+
+def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
+    """Check a model's ONNX files, profiles and memory for a TensorRT target, and print what was seen.
+
+    Returns findings by component, for the engines' manifests. Raises ArtifactError, ContractError or
+    EngineError for what would break in the build or later.
+    """
+    signatures = components(build.family, build.shapes)
+    check_profiles(build.family, build.shapes)
+    findings: dict[str, dict[str, Any]] = {}
+    rows = []
+    with Progress("checking", len(found), "ONNX files") as progress:
+        for source in found:
+            start = time.monotonic()
+            signature = signatures[source.component]
+            check_unchanged(source)
+            ready = check_ready(source, signature)
+            ran = check_bounds(source, signature, build.shapes, build.family)
+            findings[source.component] = {"readiness": ready, "profiles": ran}
+            places = sum(rule["places"] for rule in ready.values())
+            how = "run" if "ran_at" in ran else "told from the graph"
+            rows.append(
+                (
+                    source.component,
+                    source.precision.value,
+                    f"{len(ready)} rules hold in {places:,} places",
+                    f"{len(bounds(signature, build.shapes))}, {how}",
+                    f"{time.monotonic() - start:.1f} s",
+                )
+            )
+            progress.advance()
+        progress.note = "memory"
+        costs = model_costs(found, build.family, sizes_planned(build.shapes))
+    print(table(("component", "precision", "ready for TensorRT", "profiles", "checked in"), rows))
+    print(f"\nprofiles of the MMDiT, shape set {build.shapes.name}:\n{_profiles(build)}")
+    precision = next(source.precision for source in found if source.component == "mmdit")
+    plan = plan_build(costs, build.shapes, precision)
+    print(f"\nmemory, computed from the graphs, not measured:\n{plan_table(plan)}")
+    _check_memory(plan, build)
+    return findings
+
+
+def _profiles(build: Build) -> str:
+    rows = []
+    for number, each in enumerate(build.shapes.ranges):
+        sizes = [f"{size[0]}×{size[1]}" for size in (each.min, each.opt, each.max)]
+        counts = [str(count) for count in (each.min_rows, each.opt_rows, each.max_rows)]
+        kind = "static, for a CUDA graph" if each.static else ""
+        rows.append((str(number), *sizes, " / ".join(counts), kind))
+    return table(("profile", "smallest", "usual", "largest", "rows", ""), rows)
+
+
+def _check_memory(plan: Plan, build: Build) -> None:
+    """Warn or refuse on the GPU that is here; for one elsewhere tell which of its kind would do."""
+    folder = build.layout.root
+    while not folder.exists():
+        folder = folder.parent
+    disk = shutil.disk_usage(folder).free
+    if build.gpu is not None and not build.target.missing:
+        for warning in check_fits(
+            plan, memory=build.gpu.memory, free_memory=build.gpu.free_memory, free_disk=disk
+        ):
+            print(f"warning: {warning}", file=sys.stderr)
+        return
+    cards = [card for card in CARDS if card.target == build.target.name]
+    if cards:
+        print("\n" + table([card.name for card in cards], [[verdict(plan, card.memory) for card in cards]]))
+
+
+def how_to_go_on(build: Build, precision: Precision) -> str:
+    """The commands that build what was prepared here on a machine with the GPU."""
+    name, target = build.layout.name, build.target.name
+    folders = " and ".join(
+        f"build/{name}/{stage}" for stage in ("onnx", *(["onnx-fp8"] if precision is Precision.FP8 else []))
+    )
+    command = (
+        f"-m engines build --model {name} --target {target} --precision {precision.value} "
+        f"--shapes {build.shapes.name}"
+    )
+    return (
+        f"All before the build is done. To go on, copy {folders} into a checkout on a machine with a GPU of "
+        f"{target},\nand there, with the TensorRT of the Triton that will serve:\n"
+        f"  .venv/bin/pip install tensorrt==VERSION && .venv/bin/python {command}\n"
+        "or in the container (deploy/README.md):\n"
+        f'  docker compose -f deploy/compose.yaml run --rm -v "$PWD/build:/opt/mmdit-trt/build" build \\\n'
+        f"    .venv/bin/python {command}"
+    )
