@@ -60,7 +60,7 @@ def plan_of(folder: Path, manifest: Manifest, target: str, file: str, model: str
             f"on {gpu}), and {target} is {wanted}: a plan runs only on the compute capability that built "
             f"it; {build}"
         )
-    if options.get("strip") and not manifest.findings.get("refitted"):
+    if options.get("strip"):
         raise RepositoryError(
             f"{shown(folder / plan)} is stripped of its weights, and Triton cannot refit it: run "
             f"`python -m engines refit --model {model} --target {target}` first"
