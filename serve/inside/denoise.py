@@ -119,9 +119,9 @@ class Denoising:
     """One request in the denoise loop; `step` is the next step, `end` the one to stop before.
 
     `latents` FP32 [C, h, w]; `context` FP16 [rows, T, D]; `pooled` FP16 [rows, P]. With two rows the
-    negative prompt's comes first. `max_rows`: the most rows of a call that it shares; of a
-    higher `priority` it goes first, then of an earlier `arrival` (ns of this machine's monotonic clock; 0: now). `is_cancelled` is asked before each step; `on_end` is called once, with
-    None or the error.
+    negative prompt's comes first. `max_rows`: the most rows of a call that it shares. Requests go by
+    `priority`, the highest first, then by `arrival` (ns of this machine's monotonic clock; 0: when they are
+    submitted). `is_cancelled` is asked before each step; `on_end` is called once, with None or the error.
     """
 
     latents: npt.NDArray[np.float32]
