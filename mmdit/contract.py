@@ -196,6 +196,7 @@ def served_models(family: Family) -> dict[str, Signature]:
                 *initial,
                 one("begin", Dtype.INT32),
                 one("end", Dtype.INT32),
+                one("arrival", Dtype.INT64),
             ),
             outputs=(latents, vae_latent, used_seed),
         ),

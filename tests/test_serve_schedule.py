@@ -40,14 +40,14 @@ class Engine:
 
 
 def test_requests_share_calls_up_to_the_sizes_rows():
-    """Five requests of two rows and at most eight rows a call: eight, then the two that waited."""
+    """Five requests of two rows and at most eight rows a call: the one that came last waits."""
     engine = Engine()
     scheduler = StepScheduler(engine, 64)
     for _ in range(5):
         scheduler.submit(request(steps=2))
     while scheduler.step():
         pass
-    assert [rows for rows, _ in engine.calls] == [8, 8, 4]
+    assert [rows for rows, _ in engine.calls] == [8, 8, 2, 2]
 
 
 def test_a_new_request_joins_at_the_next_step():

@@ -119,8 +119,9 @@ class Denoising:
     """One request in the denoise loop; `step` is the next step, `end` the one to stop before.
 
     `latents` FP32 [C, h, w]; `context` FP16 [rows, T, D]; `pooled` FP16 [rows, P]. With two rows the
-    negative prompt's comes first. `is_cancelled` is asked before each step; `on_end` is called once, with
-    None or the error.
+    negative prompt's comes first. `max_rows`: the most rows of a call that it shares. Requests go by
+    `priority`, the highest first, then by `arrival` (ns of this machine's monotonic clock; 0: when they are
+    submitted). `is_cancelled` is asked before each step; `on_end` is called once, with None or the error.
     """
 
     latents: npt.NDArray[np.float32]
@@ -133,6 +134,8 @@ class Denoising:
     max_rows: int
     step: int
     end: int
+    priority: int = 0
+    arrival: int = 0
     is_cancelled: Callable[[], bool] = field(default=lambda: False)
     on_end: Callable[["Denoising", Exception | None], None] = field(default=lambda _, __: None)
 
@@ -140,6 +143,16 @@ class Denoising:
     def rows(self) -> int:
         """Rows that each step of this request takes in a call."""
         return len(self.context)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The latents' shape: requests of one size can share a call."""
+        return self.latents.shape
+
+    @property
+    def shares(self) -> bool:
+        """Whether its calls have room for another request."""
+        return self.max_rows > self.rows
 
     @property
     def finished(self) -> bool:
@@ -224,6 +237,7 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         max_rows=max_rows,
         step=begin,
         end=end,
+        arrival=int(_scalar(inputs, "arrival", 0)),
     )
 
 

@@ -5,6 +5,7 @@ cancellation does not reach a decoupled model inside an ensemble, hence BLS.)
 """
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -70,6 +71,7 @@ class TritonPythonModel:
             "context": text["context"],
             "pooled": text["pooled"],
             "steps": triton.one(steps, np.int32),
+            "arrival": triton.one(time.monotonic_ns(), np.int64),  # each step keeps the stream's place
         }
         # A step at a time, whatever is reported, so that a client that cancels frees its place within one.
         step, sigmas, seed = 0, None, None

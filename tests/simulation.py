@@ -1,0 +1,124 @@
+"""Serving simulated: the real step scheduler over an engine that takes simulated time.
+
+One engine that makes one call after the other, as a Triton instance does; before and after each call the
+server's own work takes `host_ms`. Requests come from clients that wait for their picture, or at random.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serve.inside.denoise import Denoising, sigmas_for
+from serve.inside.schedule import StepScheduler
+
+Curve = Callable[[int], float]  # rows of a call → milliseconds
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request: when it comes (ms), its latents' height and width, rows and steps."""
+
+    at: float
+    size: tuple[int, int] = (4, 4)
+    rows: int = 2
+    steps: int = 20
+
+
+@dataclass
+class Served:
+    """What was seen: latencies in ms in the order of ending, rows of each call by size, the end (ms)."""
+
+    latencies: list[float] = field(default_factory=list)
+    calls: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+    steps: int = 0
+    end: float = 0.0
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps of requests."""
+        return 1000 * self.steps / self.end
+
+    def rows_per_call(self, size: tuple[int, int]) -> float:
+        """The mean over calls of a size."""
+        return float(np.mean([rows for found, rows in self.calls if found == size]))
+
+
+def poisson(rate: float, count: int, seed: int = 0, **given: object) -> list[Arrival]:
+    """`count` requests at `rate` a second."""
+    gaps = np.random.default_rng(seed).exponential(1000 / rate, count)
+    return [Arrival(at=float(at), **given) for at in np.cumsum(gaps)]  # type: ignore[arg-type]
+
+
+def serve(
+    arrivals: Iterable[Arrival],
+    curve: Curve,
+    worth: Callable[[tuple[int, int]], int],
+    *,
+    again: Callable[[float, Arrival], Arrival | None] = lambda now, ended: None,
+    calls: int = 2,
+    host_ms: float = 0.0,
+) -> Served:
+    """Serve requests to the end. `worth`: size → rows of a call; `again`: what a client asks next."""
+    seen = Served()
+    scheduler = StepScheduler(lambda *_: None, 1 << 30, calls)  # type: ignore[arg-type, return-value]
+    tie: Iterator[int] = itertools.count()
+    events: list[tuple[float, int, Callable[[], None]]] = []
+    engine_free = 0.0
+    flying = 0
+    now = 0.0
+
+    def after(at: float, what: Callable[[], None]) -> None:
+        heapq.heappush(events, (at, next(tie), what))
+
+    def come(arrival: Arrival) -> None:
+        def ended(request: Denoising, error: Exception | None) -> None:
+            assert error is None, error
+            seen.latencies.append(now - arrival.at)
+            following = again(now, arrival)
+            if following is not None:
+                after(following.at, lambda: come(following))
+
+        scheduler.submit(
+            Denoising(
+                latents=np.zeros((1, *arrival.size), np.float32),
+                context=np.zeros((arrival.rows, 1, 1), np.float16),
+                pooled=np.zeros((arrival.rows, 1), np.float16),
+                sigmas=sigmas_for(arrival.steps, 3.0, 1000),
+                guidance_scale=4.5,
+                train_timesteps=1000,
+                seed=0,
+                max_rows=worth(arrival.size),
+                step=0,
+                end=arrival.steps,
+                on_end=ended,
+            )
+        )
+        start()
+
+    def start() -> None:
+        nonlocal flying, engine_free
+        while flying < calls and (call := scheduler.take()):
+            rows = sum(request.rows for request in call)
+            seen.calls.append((call[0].size[1:], rows))
+            flying += 1
+            begin = max(now + host_ms / 2, engine_free)
+            engine_free = begin + curve(rows)
+            after(engine_free + host_ms / 2, lambda call=call, rows=rows: finish(call, rows))  # type: ignore[misc]
+
+    def finish(call: list[Denoising], rows: int) -> None:
+        nonlocal flying
+        flying -= 1
+        seen.steps += len(call)
+        scheduler.advance(call, np.zeros((rows, *call[0].size), np.float16))
+        start()
+
+    for arrival in arrivals:
+        after(arrival.at, lambda arrival=arrival: come(arrival))  # type: ignore[misc]
+    while events:
+        now, _, what = heapq.heappop(events)
+        what()
+    seen.end = now
+    return seen
