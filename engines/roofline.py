@@ -2,8 +2,9 @@
 
 Each product takes the longer of its multiplications at the peak of its precision and of reading its weights
 once; products run one after another. FP32 runs as TF32, at half of FP16's rate. Nothing else is counted:
-neither norms, softmax and other pointwise work, nor activations, which a cache may hold. So no engine is
-faster, and the gain of FP8 is a ceiling: what is not counted takes the same time in either precision.
+neither norms, softmax and other pointwise work, nor activations, which a cache may hold. So no engine that
+accumulates in FP32 is faster. The gain of FP8 is a ceiling, as long as what is not counted gains no more
+than the products do: most of it is the same work in either precision.
 """
 
 from collections.abc import Iterable, Sequence
