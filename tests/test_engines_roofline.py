@@ -71,7 +71,7 @@ def test_the_ceiling_of_fp8s_gain_is_what_the_flops_allow(models, variant, size,
 
 @pytest.mark.parametrize(("variant", "expected"), [(FP16, 63.0), (FP8, 38.8), (FP8_ATTENTION, 31.5)])
 def test_larges_step_on_an_h100_is_what_its_peaks_give(models, variant, expected):
-    """Two rows at 1024², milliseconds of the multiplications; reading the modulation's weights adds 2 to 3 %."""
+    """Two rows at 1024², milliseconds; reading the modulation's weights adds 2 to 3 % to the peaks'."""
     found = bound(models["large"], H100, variant, SIZE).step
     assert 1.01 * expected < found < 1.03 * expected
 
