@@ -68,7 +68,7 @@ def opened(folder: Path, kind: str, machine: dict[str, str | None], command: str
 
 def slug(name: str) -> str:
     """A GPU's or model's name as part of a file's name: "NVIDIA H100 80GB HBM3" → "h100-80gb-hbm3"."""
-    return "-".join(name.removeprefix("NVIDIA ").lower().replace("/", " ").split())
+    return "-".join(name.removeprefix("NVIDIA ").lower().replace("/", " ").replace(",", "").split())
 
 
 def save(record: Record, path: Path) -> None:
@@ -80,7 +80,7 @@ def save(record: Record, path: Path) -> None:
     path.with_suffix(".md").write_text(page(record), encoding="utf-8")
     for times in step_times(record):
         height, width = times.size
-        name = f"{path.stem}-{times.model}-{times.precision}-{height}x{width}.json"
+        name = f"{path.stem}-{times.model}-{slug(times.precision)}-{height}x{width}.json"
         (path.parent / "step-times").mkdir(exist_ok=True)
         write(times, path.parent / "step-times" / name)
 
@@ -100,7 +100,7 @@ def step_times(record: Record) -> list[StepTimes]:
         StepTimes(
             gpu=record.machine["gpu"] or "cpu",
             model=model,
-            precision=precision,
+            precision=f"{precision}, torch",
             size=(height, width),
             source="measured",
             milliseconds=dict(sorted(table.items())),

@@ -1,32 +1,53 @@
-"""What a step of one model takes on one GPU, by rows: what the serving benchmarks' stand-in engine waits."""
+"""Milliseconds of one `mmdit` call by its rows: measured on a GPU, or the roofline's lower bound.
+
+A table is a small JSON file. Who measures writes it, the roofline writes it, and the serving benchmarks'
+stand-in engine reads it:
+
+    {"gpu": "H100 80 GB", "model": "sd35-large", "precision": "fp8", "size": [1024, 1024],
+     "source": "roofline", "milliseconds": {"1": 19.4, "2": 38.8, "4": 77.6}}
+"""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mmdit.errors import ArtifactError, first_line
+from mmdit.errors import ArtifactError
+from mmdit.shapes import Size
 
 
 class StepTimes(BaseModel):
-    """Milliseconds of one call by its rows, at `size` = (height, width) in pixels."""
+    """One model on one GPU at one size in pixels, as (height, width).
+
+    `precision` says in words what ran, such as "fp8" or "bf16, torch.compile"; `milliseconds` by rows.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpu: str
     model: str
     precision: str
-    size: tuple[int, int]
-    source: Literal["measured", "predicted"]
-    milliseconds: dict[int, float]
+    size: Size
+    source: Literal["roofline", "measured"]
+    milliseconds: dict[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = (
+        Field(min_length=1)
+    )
 
 
 def read(path: Path) -> StepTimes:
-    """Read a table; raises ArtifactError when there is none, or none that can be read."""
+    """The table in a JSON file. Raises ArtifactError for a file that holds none."""
     try:
-        return StepTimes.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise ArtifactError(f"{path} holds no step times: {first_line(error)}") from None
+        return StepTimes.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} does not exist: expected a table of rows and milliseconds in JSON"
+        ) from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"])) or "the file"
+        raise ArtifactError(
+            f"{path} is no table of step times: {place}: {wrong['msg']}; mmdit/step_times.py shows the form"
+        ) from None
 
 
 def write(times: StepTimes, path: Path) -> None:
