@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +19,10 @@ from measure.timing import timed
 
 
 class Part(BaseModel):
-    """A model in one variant at `size` = (height, width) in pixels, on "cuda" or "cpu"."""
+    """A model in one variant at `size` = (height, width) in pixels, on "cuda" or "cpu".
+
+    The weights are those of the transformer in the folder `weights`, else random ones of `model`'s geometry.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +32,15 @@ class Part(BaseModel):
     rows: tuple[int, ...]
     device: str = "cuda"
     toy: bool = False
+    weights: Path | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments of diffusers' SD3Transformer2DModel."""
+        if self.weights is None:
+            return config_of(self.model, toy=self.toy)
+        content = json.loads((self.weights / "config.json").read_text(encoding="utf-8"))
+        return {name: value for name, value in content.items() if not name.startswith("_")}
 
 
 def main() -> None:
@@ -57,20 +70,19 @@ def measure(part: Part) -> None:
     """Measure each number of rows, fewest first; after one that does not fit into memory none is tried."""
     import torch
 
-    from measure.variants import dtype_of, flops, random_transformer
+    from measure.variants import dtype_of, flops, transformer
 
     if part.variant.endswith("fp8") and part.device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         for rows in part.rows:
             _say({"rows": rows, "error": "this GPU has no FP8: it needs sm89, sm90 or later"})
         return
-    config = config_of(part.model, toy=part.toy)
-    counted = flops(config, part.size)
+    counted = flops(part.config, part.size)
     model = run = None
     for rows in sorted(part.rows):
         try:
             with torch.no_grad():
                 if model is None:
-                    model = random_transformer(config, dtype_of(part.variant), part.device)
+                    model = transformer(part.config, part.weights, dtype_of(part.variant), part.device)
                 run, row = _row(part, rows, model, run)
         except torch.OutOfMemoryError as error:
             for left in (each for each in sorted(part.rows) if each >= rows):

@@ -4,13 +4,6 @@ Each part, one model in one variant, is a process of its own: its memory is retu
 of memory becomes a row that says so. What is finished is on disk after each row; a second run goes on there.
 """
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +14,6 @@ from measure.record import opened, save
 from mmdit.artifact import shown
 from mmdit.errors import TargetError
 from mmdit.target import find_gpu
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ def reference(asked: Asked, command: str) -> Path:
 
     Raises TargetError where torch has no GPU.
     """
-    record, path = opened(asked.folder, "gpu-reference", _machine(asked.device), command)
+    record, path = opened(asked.folder, "gpu-reference", machine(asked.device), command)
     for part in _parts(asked):
         left = part if asked.again else record.missing(part)
         height, width = part.size
@@ -57,7 +48,7 @@ def reference(asked: Asked, command: str) -> Path:
         for row in rows_of(left, asked.minutes):
             record.put(part, row)
             save(record, path)
-            print(f"  {_told(row)}", flush=True)
+            print(f"  {told(row)}", flush=True)
     print(f"{shown(path)}\n{shown(path.with_suffix('.md'))}")
     return path
 
@@ -76,87 +67,42 @@ def _parts(asked: Asked) -> Iterator[Part]:
                 )
 
 
-def _machine(device: str) -> dict[str, str | None]:
-    done = subprocess.run(
-        _command(), cwd=_ROOT, env=_environment(), stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
+def machine(device: str) -> dict[str, str | None]:
+    """The GPU and the versions that torch reports, and the driver.
+
+    Raises TargetError where torch is not there or has no GPU.
+    """
+    try:
+        (found,) = lines("measure.part")
+    except Ended as error:
         raise TargetError(
-            "torch, diffusers and modelopt cannot be imported (see above): `make setup`, or "
+            f"torch, diffusers and modelopt cannot be imported ({error}): `make setup`, or "
             "`pip install torch diffusers nvidia-modelopt`"
-        )
-    machine: dict[str, str | None] = json.loads(done.stdout)
+        ) from None
     if device == "cpu":
-        return machine | {"gpu": None, "driver": None}
-    if machine["gpu"] is None:
+        return found | {"gpu": None, "driver": None}
+    if found["gpu"] is None:
         raise TargetError(
-            f"torch {machine['torch']} finds no CUDA GPU: run it where an NVIDIA GPU, its driver and torch's "
-            "CUDA build are; `--device cpu --toy` only tries the command"
+            f"torch {found['torch']} finds no CUDA GPU: run it where an NVIDIA GPU, its driver and torch's "
+            "CUDA build are; `python -m measure reference --device cpu --toy` only tries the command"
         )
     gpu = find_gpu()
-    return machine | {"driver": gpu.driver if gpu else None}
+    return found | {"driver": gpu.driver if gpu else None}
 
 
 def rows_of(part: Part, minutes: float) -> Iterator[dict[str, Any]]:
     """Run a part in a child process and yield its rows; those that it did not come to yield an error."""
-    waiting = list(sorted(part.rows))
-    late = threading.Event()
-    with tempfile.TemporaryFile("w+") as said, _child(part, said) as child:
-
-        def stop() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(60 * minutes, stop)
-        timer.start()
-        try:
-            assert child.stdout is not None
-            for line in child.stdout:
-                if line.startswith("{"):
-                    row = json.loads(line)
-                    waiting.remove(row["rows"])
-                    yield row
-            status = child.wait()
-        finally:
-            timer.cancel()
-        if waiting:
-            said.seek(0)
-            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-            why = (
-                f"not within {minutes:g} minutes: run it again, torch keeps what it compiled"
-                if late.is_set()
-                else f"ended with status {status}: {last[:300]}"
-            )
-            for rows in waiting:
-                yield {"rows": rows, "error": why}
+    waiting = sorted(part.rows)
+    try:
+        for row in lines("measure.part", part.model_dump_json(), minutes=minutes):
+            waiting.remove(row["rows"])
+            yield row
+    except Ended as error:
+        yield from ({"rows": rows, "error": str(error)} for rows in waiting)
 
 
-@contextlib.contextmanager
-def _child(part: Part, said: Any) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        _command(part.model_dump_json()),
-        cwd=_ROOT,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=said,
-        text=True,
-    ) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "measure.part", *arguments]
-
-
-def _environment() -> dict[str, str]:
-    # CUDA numbers GPUs by speed unless told otherwise, NVML (which is asked for the driver) by bus.
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
-
-
-def _told(row: dict[str, Any]) -> str:
+def told(row: dict[str, Any]) -> str:
+    """A row as a line to print."""
     if "error" in row:
         return f"{row['rows']} rows: {row['error']}"
     memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e9:.1f} GB"

@@ -7,6 +7,7 @@ with `torch._scaled_mm`, one scale for a tensor; everything else stays FP16.
 import contextlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +31,13 @@ def precision_of(variant: str) -> str:
     return variant.partition("-")[2]
 
 
-def random_transformer(config: dict[str, Any], dtype: torch.dtype, device: str) -> nn.Module:
-    """An SD3Transformer2DModel of `config` with random weights, drawn on `device`."""
+def transformer(config: dict[str, Any], weights: Path | None, dtype: torch.dtype, device: str) -> nn.Module:
+    """diffusers' transformer with the weights in a folder, or of `config` with random ones, on `device`."""
     from diffusers import SD3Transformer2DModel
 
+    if weights is not None:
+        loaded = SD3Transformer2DModel.from_pretrained(weights, dtype=dtype, local_files_only=True)
+        return loaded.to(device).eval().requires_grad_(False)
     with torch.device("meta"):
         model = SD3Transformer2DModel(**config)
     model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from measure import part as part_module
-from measure import reference as reference_module
 from measure.__main__ import main
 from measure.geometry import TOY, VARIANTS
 from measure.part import Part
@@ -94,11 +93,7 @@ def test_a_command_measures_keeps_and_goes_on(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_without_a_gpu_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        reference_module,
-        "_command",
-        lambda: [sys.executable, "-c", 'print(\'{"gpu": null, "torch": "2.13"}\')'],
-    )
+    child(monkeypatch, 'print(\'{"gpu": null, "torch": "2.13"}\')')
     with pytest.raises(TargetError, match="torch 2.13 finds no CUDA GPU"):
         main(["reference"])
 
@@ -115,7 +110,7 @@ def test_words_that_mean_nothing_are_refused(words: list[str]) -> None:
 
 
 def child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr(reference_module, "_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr("measure.child._command", lambda *_: [sys.executable, "-c", code])
 
 
 def test_a_crash_becomes_rows_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
