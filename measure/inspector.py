@@ -1,9 +1,9 @@
 """What TensorRT made of a graph, from its engine inspector: precisions, and how much of attention it fused.
 
 The inspector's JSON is nowhere specified. What is read here is what reports of TensorRT 8 to 10 show:
-"Layers" with "Name", "LayerType", "Inputs" and "Outputs" with a "Format/Datatype" (in words, "Row major linear
-FP16 format", or a type, "Half"), "TacticName", and "Metadata" with the ONNX nodes of a layer. That 11 writes
-the same is an assumption: what is not understood is counted as unknown, never left out.
+"Layers" with "Name", "LayerType", "Inputs" and "Outputs" with a "Format/Datatype" (in words, "Row major
+linear FP16 format", or a type, "Half"), "TacticName", and "Metadata" with the ONNX nodes of a layer. That 11
+writes the same is an assumption: what is not understood is counted as unknown, never left out.
 """
 
 import json

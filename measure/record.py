@@ -109,13 +109,15 @@ def step_times(record: Record) -> list[StepTimes]:
     ]
 
 
-def peak_seconds(row: dict[str, Any], gpu: str | None) -> float | None:
-    """Seconds of a row's FLOPs at the card's dense peaks: FP8's for an FP8 variant's linears, else FP16's."""
+def peak_seconds(
+    flops: dict[str, int], gpu: str | None, *, linears: str, attention: str = "fp16"
+) -> float | None:
+    """Seconds of the FLOPs at the card's dense peaks of fp8, or of 16 bits; None for a card not known."""
     card = card_named(gpu or "")
-    if card is None or "flops" not in row:
+    if card is None:
         return None
-    linears = card.fp8 if row["variant"].endswith("fp8") else card.fp16
-    return float(row["flops"]["linears"] / linears + row["flops"]["attention"] / card.fp16)
+    rates = {"fp8": card.fp8, "fp16": card.fp16, "bf16": card.fp16}
+    return flops["linears"] / rates[linears] + flops["attention"] / rates[attention]
 
 
 def page(record: Record) -> str:
@@ -146,7 +148,8 @@ def _cells(row: dict[str, Any], gpu: str | None) -> list[str]:
     if "milliseconds" not in row:
         return [*cells, "", "", "", "", "", row["error"]]
     seconds = row["milliseconds"] / 1000
-    peak, memory = peak_seconds(row, gpu), row["peak_bytes"]
+    peak = peak_seconds(row["flops"], gpu, linears=row["variant"].partition("-")[2])
+    memory = row["peak_bytes"]
     return [
         *cells,
         f"{row['milliseconds']:,.1f}",

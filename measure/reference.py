@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from measure.child import Ended, lines
 from measure.part import Part
 from measure.record import opened, save
 from mmdit.artifact import shown

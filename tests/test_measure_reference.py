@@ -183,10 +183,13 @@ def test_the_share_of_the_peak_is_of_the_cards_dense_products() -> None:
     record = Record(date="2026-11-21", command="make gpu-reference", machine=H100)
     record.put(PART, row(1, 22.74))
     record.put(PART, {"rows": 2, "error": "out of memory at 2 rows"})
-    fp16, fp8 = (record.rows[0] | {"variant": name} for name in ("eager-fp16", "compile-fp8"))
-    assert peak_seconds(fp16, H100["gpu"]) == pytest.approx(0.01137, rel=1e-3)
-    assert peak_seconds(fp8, H100["gpu"]) == pytest.approx(0.00782, rel=1e-3)
-    assert peak_seconds(fp16, "A card of tomorrow") is None
+    flops = record.rows[0]["flops"]
+    assert peak_seconds(flops, H100["gpu"], linears="bf16") == pytest.approx(0.01137, rel=1e-3)
+    assert peak_seconds(flops, H100["gpu"], linears="fp8") == pytest.approx(0.00782, rel=1e-3)
+    assert peak_seconds(flops, H100["gpu"], linears="fp8", attention="fp8") == pytest.approx(
+        0.00568, rel=1e-3
+    )
+    assert peak_seconds(flops, "A card of tomorrow", linears="fp8") is None
     lines = page(record).splitlines()
     assert "| 22.7 | 22.7 to 22.7 | 5.0 | 494.7 | 50% |" in lines[-2]
     assert lines[-1].endswith("| out of memory at 2 rows |")
