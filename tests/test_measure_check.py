@@ -266,7 +266,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
 def test_both_attentions_are_made_and_judged_and_the_better_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """FP8 attention is faster here and fails the gate, so the engine before it comes back, not built again."""
+    """FP8 attention is faster and fails the gate here: the engine before it comes back, not built again."""
     layout, ran = Layout("miniature", tmp_path / "build"), []
 
     def stage(module: str, *words: str) -> None:
