@@ -175,9 +175,9 @@ def test_the_page_shows_every_layer_and_needs_no_network(build, audit):
 
 def test_mediums_geometry_takes_at_most_52_percent_of_fp16s_bytes():
     """With AdaLN's weights in FP8, counted from the real shapes; measured on disk in docs/measurements."""
-    from tests.benchmarks.geometry import GEOMETRIES, SHARED
+    from measure.geometry import config_of
 
-    config = SHARED | GEOMETRIES["medium"]
+    config = config_of("medium")
     with torch.device("meta"):
         model = SD3Transformer2DModel(**config)
     side, width = config["pos_embed_max_size"], config["caption_projection_dim"]

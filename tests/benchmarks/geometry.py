@@ -20,49 +20,23 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from export.checkpoint import MINIATURE
+from measure.geometry import MODELS, config_of
 from mmdit.progress import Progress
 
-# From the models' published transformer/config.json.
-GEOMETRIES = {
-    "medium": {
-        "num_layers": 24,
-        "num_attention_heads": 24,
-        "caption_projection_dim": 1536,
-        "pos_embed_max_size": 384,
-        "dual_attention_layers": list(range(13)),
-    },
-    "large": {
-        "num_layers": 38,
-        "num_attention_heads": 38,
-        "caption_projection_dim": 2432,
-        "pos_embed_max_size": 192,
-        "dual_attention_layers": [],
-    },
-}
-SHARED = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "attention_head_dim": 64,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 2048,
-    "qk_norm": "rms_norm",
-}
 _SHARD_BYTES = 2 << 30
 
 
 def main() -> None:
     """Write the checkpoint into a folder."""
     parser = argparse.ArgumentParser(description="A checkpoint of SD3.5's real geometry, random weights.")
-    parser.add_argument("geometry", choices=sorted(GEOMETRIES))
+    parser.add_argument("geometry", choices=MODELS)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     folder = arguments.folder
     shutil.copytree(MINIATURE, folder)
     for part in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3"):
         shutil.rmtree(folder / part)
-    parameters = write_transformer(SHARED | GEOMETRIES[arguments.geometry], folder / "transformer")
+    parameters = write_transformer(config_of(arguments.geometry), folder / "transformer")
     _write_text_encoders(folder)
     print(f"{folder}: {parameters / 1e9:.2f} billion parameters in the MMDiT")
 

@@ -1,0 +1,1 @@
+"""Speed and memory on a GPU, written into docs/measurements: `python -m measure --help`."""

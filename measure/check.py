@@ -1,0 +1,207 @@
+"""All that only a GPU with TensorRT can tell about a model's engines, in one go, with a table at the end.
+
+FP16 and both FP8 engines (attention's products in FP16, and in FP8) are built and judged; the faster one that
+passes the gate is kept. The stages are run as their own commands, and reuse what is up to date.
+"""
+
+import datetime
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from measure.attention import VARIANTS, Candidate, bring, chosen, policy_text, store
+from measure.check_page import CheckRecord, page, step_times
+from measure.child import Ended, lines
+from measure.outputs import Job as OutputsJob
+from measure.part import Part
+from measure.plan import Job as PlanJob
+from measure.record import slug
+from measure.reference import machine, rows_of, told
+from mmdit.artifact import Layout, read_manifest, shown
+from mmdit.contract import COMPONENTS, Precision
+from mmdit.errors import EngineError, TargetError
+from mmdit.family import PARTS
+from mmdit.step_times import write
+from mmdit.target import Target, find_gpu, resolve, tensorrt_version
+
+_TORCH = ("eager-fp16", "compile-fp16", "compile-bf16", "compile-fp8")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to check; `gate` are more arguments of `python -m quality gate`, `shapes` the shape set's name."""
+
+    model: str
+    target: str
+    build: Path
+    policy: Path | None
+    shapes: str | None
+    gate: Sequence[str]
+    rows: tuple[int, ...]
+    minutes: float
+    folder: Path
+
+
+def check(asked: Asked, command: str) -> Path:
+    """Build, judge, compare, time and write it all down; returns the record's path.
+
+    Raises TargetError, before anything is made, where a GPU, TensorRT or torch with CUDA is missing;
+    EngineError when a stage fails. What was found until then is written.
+    """
+    target = _target(asked.target)
+    record = CheckRecord(
+        date=datetime.date.today().isoformat(),
+        command=command,
+        machine=machine("cuda") | {"tensorrt": tensorrt_version()},
+        model=Layout(asked.model, asked.build).name,
+        target=target.name,
+    )
+    gpu = slug(record.machine["gpu"] or "")
+    path = asked.folder / f"{record.date}-gpu-check-{gpu}-{slug(record.model)}.json"
+    for _ in _steps(asked, target, record):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(page(record), encoding="utf-8")
+    for times in step_times(record):
+        name = f"{path.stem}-{slug(times.precision)}-{times.size[0]}x{times.size[1]}.json"
+        (path.parent / "step-times").mkdir(exist_ok=True)
+        write(times, path.parent / "step-times" / name)
+    print(page(record))
+    print(f"{shown(path)}\n{shown(path.with_suffix('.md'))}")
+    return path
+
+
+def _target(name: str) -> Target:
+    target, why = resolve(name, find_gpu(), tensorrt_version())
+    if target.runtime != "tensorrt" or target.missing:
+        lacks = target.missing or why.partition("because ")[2] or "the target is cpu"
+        raise TargetError(
+            f"gpu-check builds and runs engines, which cannot be done here: {lacks}. Run it "
+            "on the GPU's machine after `pip install tensorrt`, or in the container of deploy/; "
+            "`make gpu-reference` needs a GPU and torch alone"
+        )
+    return target
+
+
+def _steps(asked: Asked, target: Target, record: CheckRecord) -> Iterator[None]:
+    """Each step's results go into the record; a yield after each."""
+    layout = Layout(asked.model, asked.build)
+    model = ["--model", asked.model, "--build", str(asked.build)]
+    engines = ["engines", *model, "--target", target.name, "--precision"]
+    shapes = ["--shapes", asked.shapes] if asked.shapes else []
+    _stage("export", "onnx", *model)
+    _stage(*engines, "fp16", *shapes)
+    for component in COMPONENTS:
+        _time(record, asked, layout, component, Precision.FP16)
+        yield
+    _compare(record, asked, Precision.FP16)
+    yield
+    candidates = []
+    for attention in VARIANTS if target.fp8 else ():
+        policy = _bring(layout, asked, target.name, attention)
+        _stage("export", "fp8", *model, "--target", target.name, "--policy", str(policy))
+        _stage(*engines, "fp8", *shapes)
+        name = _time(record, asked, layout, "mmdit", Precision.FP8, attention)
+        _compare(record, asked, Precision.FP8, attention)
+        _stage("quality", "gate", *model, "--target", target.name, "--report-only", *asked.gate)
+        gate = read_manifest(layout.quality(target.name)).findings
+        record.gates[attention] = {key: gate[key] for key in ("passed", "failures", "mission")}
+        candidates.append(
+            Candidate(
+                attention=attention,
+                milliseconds=record.plans[name].step,
+                passed=gate["passed"],
+                reason="; ".join(gate["failures"]) or "it passed",
+            )
+        )
+        yield
+    if candidates:
+        best, record.verdict = chosen(candidates)
+        if best is not None:
+            policy = _bring(layout, asked, target.name, best.attention)
+            record.kept, record.policy = best.attention, shown(policy)
+    yield from _torch(record, asked, target)
+
+
+def _bring(layout: Layout, asked: Asked, target: str, attention: str) -> Path:
+    from export.policy import Policy, read_policy
+
+    own: Policy | None = None
+    if asked.policy is not None:
+        own = read_policy(asked.policy)
+    bring(layout, target, attention)
+    path = store(layout, target) / f"attention-{attention}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(policy_text(attention, own), encoding="utf-8")
+    return path
+
+
+def _stage(module: str, *arguments: str) -> None:
+    words = ["-m", module, *arguments]
+    print(f"python {' '.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, *words], check=False).returncode
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise EngineError(
+            f"`python {' '.join(words)}` ended with status {status}: what it wrote stands above"
+        )
+
+
+def _time(
+    record: CheckRecord,
+    asked: Asked,
+    layout: Layout,
+    component: str,
+    precision: Precision,
+    attention: str | None = None,
+) -> str:
+    name = " ".join(filter(None, (component, precision.value, attention and f"attention-{attention}")))
+    job = PlanJob(
+        folder=layout.engine(record.target, component, precision),
+        rows=asked.rows if component == "mmdit" else (),
+        layers=store(layout, record.target) / "layers" / f"{name.replace(' ', '-')}.json",
+    )
+    print(f"{name}: timing", flush=True)
+    plan = record.plan(name)
+    try:
+        for line in lines("measure.plan", job.model_dump_json()):
+            plan.take(line)
+    except Ended as error:
+        plan.error = str(error)
+        print(f"  {error}", file=sys.stderr)
+    return name
+
+
+def _compare(record: CheckRecord, asked: Asked, precision: Precision, attention: str | None = None) -> None:
+    job = OutputsJob(model=asked.model, build=asked.build, target=record.target, precision=precision)
+    print(f"{precision.value}: comparing with ONNX Runtime", flush=True)
+    label = {"variant": " ".join(filter(None, (precision.value, attention and f"attention-{attention}")))}
+    try:
+        record.comparisons += [label | each for each in lines("measure.outputs", job.model_dump_json())]
+    except Ended as error:
+        record.comparisons.append(label | {"component": "", "failure": str(error)})
+        print(f"  {error}", file=sys.stderr)
+
+
+def _torch(record: CheckRecord, asked: Asked, target: Target) -> Iterator[None]:
+    from export.checkpoint import checkpoint_folder
+
+    size = record.plans["mmdit fp16"].size
+    if size is None:
+        return
+    for variant in (name for name in _TORCH if target.fp8 or "fp8" not in name):
+        part = Part(
+            model=record.model,
+            variant=variant,
+            size=size,
+            rows=asked.rows,
+            weights=checkpoint_folder(asked.model).resolve() / PARTS["mmdit"],
+        )
+        print(f"torch {variant}: measuring", flush=True)
+        for row in rows_of(part, asked.minutes):
+            record.torch.append({"variant": variant} | row)
+            print(f"  {told(row)}", flush=True)
+            yield

@@ -1,0 +1,199 @@
+"""What gpu-check found: the record, and the page made from it, the table that matters first."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from measure.record import peak_seconds
+from mmdit.family import VAE_SCALE
+from mmdit.step_times import StepTimes
+
+
+class Plan(BaseModel):
+    """One plan's measurements: `points` as measure/plan.py says them, and `facts`: memory and layers."""
+
+    points: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    error: str | None = None
+
+    def take(self, line: dict[str, Any]) -> None:
+        """Add a line that measure/plan.py said."""
+        if "shapes" in line:
+            self.points.append(line)
+        else:
+            self.facts = line
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The first profile's usual size in pixels; None without latents or points."""
+        shape = self.points[0]["shapes"].get("latent") if self.points else None
+        return (shape[2] * VAE_SCALE, shape[3] * VAE_SCALE) if shape else None
+
+    @property
+    def step(self) -> float | None:
+        """The better milliseconds, with CUDA graph or without, of the first profile's usual shapes."""
+        return best(self.points[0]) if self.points else None
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The points of the first profile's size, by rows."""
+        return {
+            point["shapes"]["latent"][0]: point
+            for point in self.points
+            if point["shapes"]["latent"][2:] == self.points[0]["shapes"]["latent"][2:]
+        }
+
+
+class CheckRecord(BaseModel):
+    """`gates` by attention's precision; `kept` names the one in place, `policy` its policy's file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    date: str
+    command: str
+    machine: dict[str, str | None]
+    model: str
+    target: str
+    plans: dict[str, Plan] = {}
+    gates: dict[str, dict[str, Any]] = {}
+    comparisons: list[dict[str, Any]] = []
+    torch: list[dict[str, Any]] = []
+    verdict: str = ""
+    kept: str | None = None
+    policy: str | None = None
+
+    def plan(self, name: str) -> Plan:
+        """The plan of this name, new."""
+        self.plans[name] = Plan()
+        return self.plans[name]
+
+
+def best(point: dict[str, Any]) -> float:
+    """The median milliseconds of a point, with a CUDA graph where that is faster."""
+    times = [point["milliseconds"]["median"], point.get("graph", {}).get("median")]
+    return float(min(each for each in times if each is not None))
+
+
+def step_times(record: CheckRecord) -> list[StepTimes]:
+    """Milliseconds by rows of each MMDiT plan, at its first profile's size."""
+    found = []
+    for name, plan in record.plans.items():
+        if name.startswith("mmdit ") and plan.size is not None:
+            found.append(
+                StepTimes(
+                    gpu=record.machine["gpu"] or "",
+                    model=record.model,
+                    precision=name.removeprefix("mmdit "),
+                    size=plan.size,
+                    source="measured",
+                    milliseconds={rows: best(point) for rows, point in sorted(plan.rows().items())},
+                )
+            )
+    return found
+
+
+Bound = Callable[[CheckRecord, str, int], float | None]
+
+
+def peak(record: CheckRecord, variant: str, rows: int) -> float | None:
+    """Least milliseconds of a step: its FLOPs, as torch counted them, at the card's dense peaks."""
+    flops = next((row["flops"] for row in record.torch if row["rows"] == rows and "flops" in row), None)
+    if flops is None:
+        return None
+    linears = next(name for name in ("fp8", "bf16", "fp16") if name in variant.partition(" attention-")[0])
+    attention = variant.partition(" attention-")[2] or "fp16"
+    seconds = peak_seconds(flops, record.machine["gpu"], linears=linears, attention=attention)
+    return None if seconds is None else 1e3 * seconds
+
+
+def table(record: CheckRecord, bound: Bound = peak) -> list[str]:
+    """Each variant at each number of rows; `bound` gives the milliseconds that no engine is faster than."""
+    lines = [
+        "| variant | rows | ms per step | with CUDA graph | over FP16 | SSIM, gate | GB | of the bound |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    base = {rows: best(point) for rows, point in record.plans.get("mmdit fp16", Plan()).rows().items()}
+
+    def add(variant: str, rows: int, plain: float, graph: float | None, *more: str) -> None:
+        step = plain if graph is None else min(plain, graph)
+        least = bound(record, variant, rows)
+        cells = [variant, str(rows), f"{plain:,.2f}", "" if graph is None else f"{graph:,.2f}"]
+        cells += [f"{base[rows] / step:.2f}×" if rows in base else "", *more]
+        lines.append("| " + " | ".join([*cells, "" if least is None else f"{least / step:.0%}"]) + " |")
+
+    for name, plan in record.plans.items():
+        if not name.startswith("mmdit "):
+            continue
+        variant = name.replace("mmdit", "TensorRT")
+        if plan.error:
+            lines.append(f"| {variant} | | {plan.error} | | | | | |")
+        gate = _gate(record.gates.get(name.partition("attention-")[2]))
+        for rows, point in sorted(plan.rows().items()):
+            graph = point.get("graph", {}).get("median")
+            plain, memory = point["milliseconds"]["median"], plan.facts.get("gpu_bytes")
+            add(variant, rows, plain, graph, gate, _gigabytes(memory))
+    for row in record.torch:
+        variant = f"torch {row['variant']}"
+        if "milliseconds" in row:
+            memory = _gigabytes(row["peak_bytes"])
+            add(variant, row["rows"], row["milliseconds"], None, row.get("note", ""), memory)
+        else:
+            lines.append(f"| {variant} | {row['rows']} | {row['error']} | | | | | |")
+    return lines
+
+
+def _gigabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e9:.1f}"
+
+
+def _gate(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['mission']['measured']:.4f}, {'passed' if found['passed'] else 'FAILED'}"
+
+
+def page(record: CheckRecord) -> str:
+    """The record as Markdown."""
+    machine = ", ".join(f"{name} {value}" for name, value in record.machine.items() if value)
+    lines = [f"# {record.model} for {record.target}", "", f"{record.date}; {machine}.", ""]
+    lines += [f"    {record.command}", "", *table(record), ""]
+    if record.verdict:
+        lines += [f"{'Kept' if record.kept else 'None kept'}: {record.verdict}.", ""]
+    if record.policy:
+        lines += [f"It is in place; later commands need `POLICY={record.policy}`.", ""]
+    lines += ["## A call of each component, milliseconds", ""]
+    lines += ["| plan | shapes | plain | with CUDA graph |", "|---|---|---|---|"]
+    for name, plan in record.plans.items():
+        for point in plan.points:
+            shapes = ", ".join(f"{key} {'×'.join(map(str, shape))}" for key, shape in point["shapes"].items())
+            graph = point.get("graph", {})
+            told = f"{graph['median']:,.2f}" if "median" in graph else graph.get("error", "")
+            lines.append(f"| {name} | {shapes} | {point['milliseconds']['median']:,.2f} | {told} |")
+    lines += ["", "## Layers, as TensorRT's inspector tells", ""]
+    lines += ["| plan | layers | products | fused attention | softmax elsewhere |", "|---|---|---|---|---|"]
+    for name, plan in record.plans.items():
+        if found := plan.facts.get("summary"):
+            counts = (found[key] for key in ("layers", "products", "attention_fused"))
+            told_counts = [", ".join(f"{count} {kind}" for kind, count in each.items()) for each in counts]
+            lines.append(f"| {name} | " + " | ".join([*told_counts, str(found["softmax_alone"])]) + " |")
+    lines += ["", "## Outputs against ONNX Runtime on the CPU", ""]
+    lines += [
+        "‖difference‖ / ‖output‖. Bound: 3·√2 times the larger of both errors against torch in FP32.",
+        "",
+    ]
+    lines += ["| engine | output | relative | cosine | torch FP16 | ONNX Runtime | bound | |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(_compared(each)) + " |" for each in record.comparisons]
+    return "\n".join(lines) + "\n"
+
+
+def _compared(found: dict[str, Any]) -> list[str]:
+    engine = f"{found['variant']} {found['component']}".strip()
+    if "plan" not in found:
+        return [engine, "", "", "", "", "", "", found["failure"]]
+    errors = (found["plan"], found["torch_fp16"], found["onnxruntime"])
+    # JSON has no infinity: it came as null.
+    numbers = [each["relative"] for each in errors] + [found["bound"]]
+    told = ["not finite" if number is None else f"{number:.2e}" for number in numbers]
+    cosine = f"{found['plan']['cosine']:.6f}"
+    return [engine, found["output"], told[0], cosine, *told[1:], found["failure"] or ""]

@@ -1,0 +1,419 @@
+"""gpu-check without a GPU: what is read, derived, chosen and shown; TensorRT's calls against stand-ins.
+
+A child process loads TensorRT's real bindings (tests/tensorrt_stand_in.py). The samples of the engine
+inspector's JSON are assumptions: put together after reports of TensorRT 8 to 10, 11 unseen.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorrt_stand_in import BINDINGS, real_bindings, stand_in
+from test_engines_onnxruntime import ROOT
+
+from engines.__main__ import main as engines
+from export.policy import AttentionPrecision, Policy, Rule, read_policy
+from measure.__main__ import main
+from measure.accuracy import compared, difference
+from measure.attention import Candidate, bring, chosen, policy_text
+from measure.check_page import CheckRecord, page, step_times
+from measure.child import Ended
+from measure.inspector import summary
+from measure.outputs import Job as outputs_job
+from measure.outputs import comparisons
+from measure.plan import Job, measured, points
+from mmdit.artifact import Layout, Manifest, whole
+from mmdit.contract import Precision
+from mmdit.errors import EngineError, TargetError
+from mmdit.target import Gpu
+
+ATTENTION = (
+    "[ONNX Layer: /blocks.0/attn/MatMul]\x1e[ONNX Layer: /Softmax]\x1e[ONNX Layer: /blocks.0/attn/MatMul_1]"
+)
+PROFILES = [
+    {"latent": [[2, 4, 8, 8], [2, 4, 8, 8], [2, 4, 8, 8]], "timestep": [[2, 1], [2, 1], [2, 1]]},
+    {"latent": [[1, 4, 8, 8], [4, 4, 8, 8], [4, 4, 16, 8]], "timestep": [[1, 1], [4, 1], [4, 1]]},
+]
+
+
+def layer(name: str, datatype: str, **more: str) -> dict[str, Any]:
+    """A layer as the inspector has it, with one input."""
+    return {"Name": name, "Inputs": [{"Name": "x", "Format/Datatype": datatype}], **more}
+
+
+# TensorRT 10, after reports of Myelin's layers: datatypes by name, ONNX nodes in the metadata.
+TEN = [
+    layer("/ff/MatMul_myl0_7", "FP8", LayerType="gemm", TacticName="sm90_xmma_gemm_e4m3e4m3_f16"),
+    layer(
+        "_gemm_mha_v2_myl0_8", "Half", LayerType="kgen", TacticName="_gemm_mha_v2_0xbc", Metadata=ATTENTION
+    ),
+    layer("__myl_AddMean_myl0_9", "Half", LayerType="kgen", TacticName="__myl_AddMean_0xf2"),
+    layer("/norm/Softmax_myl0_10", "Float", LayerType="kgen", Metadata="[ONNX Layer: /Softmax_1]"),
+]
+# Formats in words, as TensorRT 8 and 9 wrote them; 11 may name a fused attention so.
+ELEVEN = [
+    layer("to_q", "Row major linear FP8 format", LayerType="MatrixMultiply"),
+    layer("attention", "Row major linear FP8 format", LayerType="Attention", TacticName="fmha_v2_e4m3"),
+    layer("/attention/to_out/Add", "Row major linear FP16 format", LayerType="PointWise"),
+    layer("copy", "Row major linear BFloat16", LayerType="Reformat"),
+]
+
+
+def test_the_inspector_tells_precisions_and_fused_attention() -> None:
+    """A softmax by itself is not a fused attention, nor is a layer for its module's name."""
+    ten = summary(json.dumps({"Layers": TEN, "Bindings": []}))
+    assert ten.layers == {"fp8": 1, "fp16": 2, "fp32": 1} and ten.products == {"fp8": 1, "fp16": 1}
+    assert (ten.attention_fused, ten.softmax_alone, ten.fused_share) == ({"fp16": 1}, 1, 0.5)
+    eleven = summary(json.dumps({"Layers": ELEVEN}))
+    assert eleven.layers == {"fp8": 2, "fp16": 1, "bf16": 1}
+    assert (eleven.attention_fused, eleven.softmax_alone, eleven.fused_share) == ({"fp8": 1}, 0, 1.0)
+
+
+def test_layers_without_details_are_counted_as_unknown() -> None:
+    """A plan that was built with LAYER_NAMES_ONLY gives strings."""
+    found = summary('{"Layers": ["conv", "/Softmax"]}')
+    assert (found.unknown, found.layers, found.softmax_alone) == (2, {"unknown": 2}, 1)
+    with pytest.raises(ValueError, match="Expecting"):
+        summary("no JSON")
+
+
+def test_a_difference_is_relative_to_what_was_expected() -> None:
+    assert difference(np.array([3.0, 4.1]), np.array([3.0, 4.0])).relative == pytest.approx(0.02)
+    assert difference(np.array([2.0, 0.0]), np.array([1.0, 0.0])).cosine == pytest.approx(1)
+    assert difference(np.array([math.nan]), np.array([1.0])).relative == math.inf
+    assert difference(np.zeros(2), np.zeros(2)).relative == 0
+
+
+def outputs(**errors: float) -> dict[str, dict[str, np.ndarray]]:
+    """Four ways' outputs: FP32 is ones, the others are off by a part of it."""
+    exact = np.ones(8)
+    return {
+        way: {"velocity": exact + errors.get(way, 0.0)} for way in ("plan", "onnxruntime", "torch_fp16")
+    } | {"torch_fp32": {"velocity": exact}}
+
+
+@pytest.mark.parametrize(
+    ("errors", "failure"),
+    [
+        ({"plan": 0.004, "torch_fp16": 0.001}, None),
+        ({"plan": 0.005, "torch_fp16": 0.001}, "relative error 5.00e-03, expected at most 4.24e-03"),
+        ({"plan": -0.02, "onnxruntime": 0.01, "torch_fp16": 0.001}, None),  # FP8's own error is larger
+        ({"plan": 0.5, "torch_fp16": math.inf, "onnxruntime": 0.001}, "relative error"),
+        ({"plan": math.nan}, "it holds values that are not finite"),
+    ],
+)
+def test_the_bound_is_three_root_two_of_the_larger_error(
+    errors: dict[str, float], failure: str | None
+) -> None:
+    """Where torch's plain FP16 overflows, ONNX Runtime's error alone."""
+    (found,) = compared("mmdit", **outputs(**errors))
+    assert (found.failure or "").startswith(failure or "") and (found.failure is None) == (failure is None)
+
+
+def candidate(attention: str, milliseconds: float | None, passed: bool, reason: str = "") -> Candidate:
+    return Candidate(attention=attention, milliseconds=milliseconds, passed=passed, reason=reason)
+
+
+def test_the_faster_engine_that_passes_the_gate_is_kept() -> None:
+    slow, fast = candidate("fp16", 40.0, True), candidate("fp8", 30.0, True)
+    assert chosen([slow, fast])[0] == fast
+    failed = candidate("fp8", 30.0, False, "mean SSIM 0.91 is below 0.95")
+    best, why = chosen([slow, failed])
+    assert best == slow and "attention in fp8 is out: mean SSIM 0.91" in why
+    none, why = chosen([failed, candidate("fp16", None, True, "it ended")])
+    assert none is None and "no FP8 engine passed" in why
+
+
+def test_a_written_policy_reads_back_with_attention_on_every_target(tmp_path: Path) -> None:
+    rule = Rule(pattern=r"transformer_blocks\.0\..+", precision="fp16", reason='the "first" block')
+    own = Policy(rule=(rule,), attention={"hopper": AttentionPrecision.FP16})
+    (tmp_path / "policy.toml").write_text(policy_text("fp8", own))
+    found = read_policy(tmp_path / "policy.toml")
+    assert found.rules[0] == rule
+    assert {found.attention_on(name) for name in ("hopper", "ada", "sm120")} == {AttentionPrecision.FP8}
+
+
+def made(layout: Layout, attention: str) -> None:
+    """An FP8 file and its engine, as the stages leave them."""
+    for folder in (layout.onnx("mmdit", Precision.FP8), layout.engine("hopper", "mmdit", Precision.FP8)):
+        settings = {"attention": attention}
+        manifest = Manifest(kind="onnx", checkpoint="", made_from={}, settings=settings, versions={})
+        with whole(folder, manifest) as partial:
+            (partial / "model").write_text(attention)
+
+
+def test_what_is_not_in_place_is_kept_beside_it(tmp_path: Path) -> None:
+    """Each variant is made once, and comes back whole."""
+    layout = Layout("tiny", tmp_path)
+    engine = layout.engine("hopper", "mmdit", Precision.FP8)
+    bring(layout, "hopper", "fp16")  # nothing is there
+    made(layout, "fp16")
+    bring(layout, "hopper", "fp8")
+    assert not engine.exists()
+    made(layout, "fp8")
+    for attention in ("fp16", "fp16", "fp8"):
+        bring(layout, "hopper", attention)
+        assert (engine / "model").read_text() == attention
+        assert (layout.onnx("mmdit", Precision.FP8) / "model").read_text() == attention
+
+
+def test_each_shape_is_timed_once_in_the_first_profile_that_takes_it() -> None:
+    """The static profile has two rows; three are in the second alone, sixteen in none."""
+    found = [(profile, shapes["latent"][0]) for profile, shapes in points(PROFILES, (1, 2, 3, 16))]
+    assert found == [(0, 2), (1, 1), (1, 3), (1, 4)]
+
+
+def times(median: float) -> dict[str, float]:
+    return {"median": median, "min": median, "max": median, "runs": 5}
+
+
+@pytest.fixture
+def record() -> CheckRecord:
+    """What a check on an H100 may have found."""
+    found = CheckRecord(
+        date="2026-11-21",
+        command="python -m measure check",
+        machine={"gpu": "NVIDIA H100 80GB HBM3", "torch": "2.13.0"},
+        model="sd35-medium",
+        target="hopper",
+        gates={"fp8": {"passed": False, "mission": {"measured": 0.9512}, "failures": ["SSIM"]}},
+        verdict="attention in fp16",
+        kept="fp16",
+        policy="build/sd35-medium/gpu-check/hopper/attention-fp16.toml",
+    )
+    flops = {"linears": 14_034_081_939_456, "attention": 8_465_065_476_096}
+    found.torch = [
+        {"variant": "compile-fp16", "rows": 2, "milliseconds": 60.0, "peak_bytes": 6 * 10**9, "flops": flops},
+        {"variant": "compile-fp8", "rows": 2, "error": "out of memory"},
+    ]
+    for name, step in (("mmdit fp16", 40.0), ("mmdit fp8 attention-fp8", 25.0)):
+        shapes = {"latent": [2, 16, 128, 128], "timestep": [2, 1]}
+        plan = found.plan(name)
+        plan.take({"profile": 0, "shapes": shapes, "milliseconds": times(step + 1), "graph": times(step)})
+        plan.take({"summary": summary(json.dumps({"Layers": TEN})).model_dump(), "gpu_bytes": 8 * 10**9})
+    for name in ("mmdit fp16", "clip_l fp16"):
+        found.plan(name.replace("mmdit", "t5")).error = "ended with status -9"
+    (each,) = compared("mmdit", **outputs(plan=math.nan))
+    found.comparisons = [
+        {"variant": "fp16"} | json.loads(each.model_dump_json()),
+        {"variant": "fp8", "component": "", "failure": "ended with status 1: no memory"},
+    ]
+    return found
+
+
+def test_the_table_sets_engines_beside_torch_and_the_peaks(record: CheckRecord) -> None:
+    """22.5 TFLOP take 22.7 ms at an H100's FP16, 11.4 ms at its FP8."""
+    written = page(record)
+    assert "| TensorRT fp16 | 2 | 41.00 | 40.00 | 1.00× |  | 8.0 | 57% |" in written
+    assert (
+        "| TensorRT fp8 attention-fp8 | 2 | 26.00 | 25.00 | 1.60× | 0.9512, FAILED | 8.0 | 45% |" in written
+    )
+    assert "| torch compile-fp16 | 2 | 60.00 |  | 0.67× |  | 6.0 | 38% |" in written
+    assert "| torch compile-fp8 | 2 | out of memory |" in written
+    assert "Kept: attention in fp16." in written and "POLICY=build/sd35-medium/" in written
+    assert "| mmdit fp16 | 1 fp8, 2 fp16, 1 fp32 | 1 fp8, 1 fp16 | 1 fp16 | 1 |" in written
+    assert "| fp16 mmdit | velocity | not finite |" in written and "no memory |" in written
+
+
+def test_step_times_are_the_better_of_graph_and_none(record: CheckRecord) -> None:
+    found = {each.precision: each for each in step_times(record)}
+    assert found["fp8 attention-fp8"].milliseconds == {2: 25.0}
+    assert found["fp16"].size == (1024, 1024) and len(found) == 2
+
+
+@pytest.mark.parametrize("target", ["hopper", "auto", "cpu"])
+def test_without_a_gpu_or_tensorrt_nothing_is_begun(
+    target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One line that says what is missing, and how to get it."""
+    monkeypatch.setattr("measure.check.find_gpu", lambda: None)
+    monkeypatch.setattr("measure.check.tensorrt_version", lambda: None)
+    with pytest.raises(TargetError, match="pip install tensorrt"):
+        main(["check", "--target", target, "--build", str(tmp_path)])
+    assert not any(tmp_path.iterdir())
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
+    """An H100 with TensorRT where every child process answers at once."""
+    h100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580")
+    monkeypatch.setattr("measure.check.find_gpu", lambda: h100)
+    monkeypatch.setattr("measure.check.tensorrt_version", lambda: "11.4.0")
+    monkeypatch.setattr("measure.check.machine", lambda device: {"gpu": h100.name, "torch": "2.13.0"})
+    monkeypatch.setattr("measure.check._stage", stage)
+    (compared_once,) = compared("mmdit", **outputs())
+
+    def lines(module: str, job: str) -> Any:
+        if module == "measure.outputs":
+            yield json.loads(compared_once.model_dump_json())
+            return
+        folder = Path(json.loads(job)["folder"])
+        attention = (folder / "model").read_text() if folder.name == "mmdit-fp8" else "none"
+        step = {"none": 40.0, "fp16": 30.0, "fp8": 25.0}[attention]
+        shapes = {"latent": [2, 16, 128, 128]} if "mmdit" in folder.name else {"input_ids": [1, 77]}
+        yield {"profile": 0, "shapes": shapes, "milliseconds": times(step)}
+        if folder.name == "t5-fp16":
+            raise Ended("ended with status -9")
+
+    monkeypatch.setattr("measure.check.lines", lines)
+    monkeypatch.setattr("measure.check.rows_of", lambda part, minutes: iter([{"rows": 2, "error": "late"}]))
+
+
+def test_both_attentions_are_made_and_judged_and_the_better_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FP8 attention is faster and fails the gate here: the engine before it comes back, not built again."""
+    layout, ran = Layout("miniature", tmp_path / "build"), []
+
+    def stage(module: str, *words: str) -> None:
+        ran.append(" ".join([module, *(word for word in words if word in ("onnx", "fp8", "fp16", "gate"))]))
+        if ran[-1] == "export fp8":
+            policy = read_policy(Path(words[-1]))
+            made(layout, policy.attention_on("hopper").value)
+        if module == "quality":
+            made_with = (layout.engine("hopper", "mmdit", Precision.FP8) / "model").read_text()
+            passed = made_with == "fp16"
+            findings = {
+                "passed": passed,
+                "failures": [] if passed else ["SSIM"],
+                "mission": {"measured": 0.98},
+            }
+            manifest = Manifest(kind="quality", checkpoint="", made_from={}, settings={}, versions={})
+            manifest.findings = findings
+            with whole(layout.quality("hopper"), manifest):
+                pass
+
+    on_a_gpu(monkeypatch, stage)
+    words = ["check", "--build", str(layout.root.parent), "--out", str(tmp_path / "out"), "--rows", "2"]
+    assert main(words) == 0
+    assert ran == ["export onnx", "engines fp16", *2 * ["export fp8", "engines fp8", "quality gate"]]
+    assert (layout.engine("hopper", "mmdit", Precision.FP8) / "model").read_text() == "fp16"
+    (written,) = (tmp_path / "out").glob("*-gpu-check-h100-80gb-hbm3-miniature.json")
+    found = CheckRecord.model_validate_json(written.read_text())
+    assert found.kept == "fp16" and "attention in fp8 is out: SSIM" in found.verdict
+    assert found.plans["t5 fp16"].error == "ended with status -9"
+    assert len(found.comparisons) == 3 and found.torch[0]["error"] == "late"
+    assert len(list((tmp_path / "out" / "step-times").iterdir())) == 3
+    assert (
+        "| TensorRT fp8 attention-fp16 | 2 | 30.00 |  | 1.33× | 0.9800, passed |" in capsys.readouterr().out
+    )
+
+
+def test_a_stage_that_fails_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stage(module: str, *words: str) -> None:
+        raise EngineError(f"`python -m {module}` ended with status 2")
+
+    on_a_gpu(monkeypatch, stage)
+    with pytest.raises(EngineError, match="python -m export"):
+        main(["check", "--build", str(tmp_path / "build"), "--out", str(tmp_path / "out")])
+
+
+def test_outputs_of_the_miniature_are_within_the_bound_that_they_give(build: Layout, miniature: Path) -> None:
+    """With ONNX Runtime in the plan's place: every component in FP16, then the FP8 MMDiT alone."""
+    found = []
+    for precision in Precision:
+        words = ["--model", str(miniature), "--build", str(build.root.parent), "--target", "cpu"]
+        engines([*words, "--precision", precision.value])
+        job = outputs_job(model=str(miniature), build=build.root.parent, target="cpu", precision=precision)
+        found += list(comparisons(job))
+    assert [each.component for each in found] == ["clip_l"] * 2 + ["clip_g"] * 2 + [
+        *("t5", "mmdit", "vae_decoder", "mmdit")
+    ]
+    for each in found:
+        assert each.failure is None and each.plan.relative == 0
+        assert 0 < each.onnxruntime.relative < 0.1 and 0 < each.torch_fp16.relative < 0.02
+    assert found[-1].bound > found[-3].bound  # FP8's scales cost more than FP16's rounding
+
+
+@pytest.mark.parametrize("command", [[], ["reference"], ["check"]])
+def test_help_loads_no_torch(command: list[str]) -> None:
+    code = "import sys; sys.argv[1:] = sys.argv[1:] + ['--help']\ntry:\n import runpy\n"
+    code += " runpy.run_module('measure', run_name='__main__')\nexcept SystemExit:\n pass\n"
+    code += "print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert "usage: python -m measure" in done.stdout and done.stderr.strip() == "False"
+
+
+def run_scenarios(folder: Path) -> None:
+    """In the child process: time a plan over stand-ins, print what TensorRT was told as JSON."""
+    trt = real_bindings(folder)
+    dtypes = {"latent": trt.DataType.HALF, "timestep": trt.DataType.FLOAT, "velocity": trt.DataType.HALF}
+    names, shapes, told = list(dtypes), {}, {"calls": 0, "addresses": set(), "profiles": []}
+
+    def execute(stream: int) -> bool:
+        told["calls"] += 1
+        return bool(shapes["latent"][0] != 3)
+
+    context = stand_in(
+        trt.IExecutionContext,
+        set_optimization_profile_async=lambda profile, stream: told["profiles"].append(profile) or True,
+        set_input_shape=lambda name, shape: (
+            shapes.update({name: shape, "velocity": shapes.get("latent")}) or True
+        ),
+        get_tensor_shape=lambda name: shapes["latent"] if name == "velocity" else shapes[name],
+        set_tensor_address=lambda name, memory: told["addresses"].add(memory) or True,
+        execute_async_v3=execute,
+    )
+    inspector = stand_in(trt.EngineInspector, get_engine_information=json.dumps({"Layers": TEN}))
+    engine = stand_in(
+        trt.ICudaEngine,
+        num_io_tensors=3,
+        get_tensor_name=lambda index: names[index],
+        get_tensor_dtype=lambda name: dtypes[name],
+        create_execution_context=context,
+        create_engine_inspector=inspector,
+    )
+    runtime = stand_in(trt.Runtime, deserialize_cuda_engine=engine)
+    trt.Runtime = lambda logger: runtime
+    trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    settings = {"component": "mmdit", "precision": "fp8", "runtime": "tensorrt", "profiles": PROFILES}
+    manifest = Manifest(kind="engine", checkpoint="one", made_from={}, settings=settings, versions={})
+    with whole(folder / "mmdit-fp8", manifest) as partial:
+        (partial / "model.plan").write_bytes(b"a plan")
+    job = Job(folder=folder / "mmdit-fp8", rows=(1,), layers=folder / "layers.json", device="cpu")
+    found: dict[str, Any] = {"lines": list(measured(job))}
+    found |= {"profiles": told["profiles"], "addresses": len(told["addresses"]), "calls": told["calls"]}
+    found["inspected"] = inspector.execution_context is context
+    try:
+        list(measured(job.model_copy(update={"rows": (3,)})))
+    except EngineError as error:
+        found["refused"] = str(error)
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    assert BINDINGS, "TensorRT's bindings are not installed: run `make setup`"
+    folder = tmp_path_factory.mktemp("tensorrt")
+    code = (
+        f"import sys; from pathlib import Path; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from mmdit import artifact; import test_measure_check\n"
+        f"artifact._HASHES = Path({str(folder)!r}, '.sha256.json')\n"
+        f"test_measure_check.run_scenarios(Path({str(folder)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_plan_is_timed_at_each_point_with_names_that_tensorrt_has(told: dict[str, Any]) -> None:
+    """Usual shapes of both profiles, and one row in the second; every tensor has an address of its own."""
+    rows = [(line["profile"], line["shapes"]["latent"][0]) for line in told["lines"][:-1]]
+    assert rows == [(0, 2), (1, 1), (1, 4)] and told["profiles"][:3] == [0, 1, 1]
+    assert all(line["milliseconds"]["median"] > 0 for line in told["lines"][:-1])
+    assert told["calls"] >= 3 * 8
+
+
+def test_a_plans_layers_are_inspected_at_known_shapes(told: dict[str, Any]) -> None:
+    assert told["inspected"] and told["lines"][-1]["summary"]["attention_fused"] == {"fp16": 1}
+    assert told["lines"][-1]["plan_bytes"] == len("a plan")
+
+
+def test_a_call_that_tensorrt_refuses_ends_with_its_component(told: dict[str, Any]) -> None:
+    assert "mmdit" in told["refused"] and "refused the call" in told["refused"]
