@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import export.quiet  # noqa: F401  isort: skip
 import numpy as np
 import torch
+from modelopt.torch.quantization import tensor_quant
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -59,7 +62,9 @@ def quantized_graph(module: Mmdit, signature: Signature) -> Graph:
     """
     ranges = _ranges(module)
     scales = _weight_scales(module)
-    graph = traced(module, signature)
+    # Hollow weights have nothing to round, and the tracer would keep each rounded one: 16 GB of SD3.5 Large.
+    with mock.patch.object(tensor_quant, "quantize_op", lambda inputs, *_, **__: inputs.view_as(inputs)):
+        graph = traced(module, signature)
     native_fp8(graph, scales)
     _check_every_quantizer(graph, ranges)
     return graph

@@ -55,9 +55,10 @@ class Ranges:
         self.values += bits.numel()
         self.subnormal += subnormal
         self.zeroed += zeroed
-        self.largest = max(self.largest, (magnitude, name))
-        self.worst_subnormal = max(self.worst_subnormal, (subnormal / bits.numel(), name))
-        self.worst_zeroed = max(self.worst_zeroed, (zeroed / bits.numel(), name))
+        count = bits.numel()
+        self.largest = max(self.largest, (magnitude, name), key=_figure)
+        self.worst_subnormal = max(self.worst_subnormal, (subnormal / count, name), key=_figure)
+        self.worst_zeroed = max(self.worst_zeroed, (zeroed / count, name), key=_figure)
 
     def found(self) -> dict[str, Any]:
         """For the manifest: magnitudes as they are, shares of values."""
@@ -67,6 +68,10 @@ class Ranges:
             "subnormal": _shares(self.subnormal / max(self.values, 1), self.worst_subnormal),
             "zeroed": _shares(self.zeroed / max(self.values, 1), self.worst_zeroed),
         }
+
+
+def _figure(worst: tuple[float, str]) -> float:
+    return worst[0]
 
 
 def _shares(share: float, worst: tuple[float, str]) -> dict[str, Any]:

@@ -151,6 +151,10 @@ class FileGraph:
         return name
 
 
+def _place(node: NodeProto) -> str:
+    return node.name or f"{node.op_type} of {node.output[0]}"
+
+
 def opset(graph: FileGraph) -> Finding:
     """Q and DQ with FP16 scales need opset 19 or later."""
     places = len(list(graph.pairs()))
@@ -164,10 +168,12 @@ def e4m3_only(graph: FileGraph) -> Finding:
     for node in nodes:
         stored = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
         zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
-        symmetric = zero is None or (zero.data_type == TensorProto.FLOAT8E4M3FN and zero.raw_data == b"\0")
+        symmetric = zero is None or (
+            zero.data_type == TensorProto.FLOAT8E4M3FN and not numpy_helper.to_array(zero).astype(float).any()
+        )
         has_zero = zero is not None or node.op_type == "DequantizeLinear"
         if graph.types.get(stored) != TensorProto.FLOAT8E4M3FN or not symmetric or not has_zero:
-            broken.append(node.name)
+            broken.append(_place(node))
     return Finding(len(nodes), broken)
 
 
@@ -182,7 +188,7 @@ def scale_type(graph: FileGraph) -> Finding:
             beside = [name for reader in graph.readers[node.output[0]] for name in reader.input]
             beside = [name for name in beside if graph.types.get(name) != TensorProto.INT64]
         if any(graph.types.get(name) != graph.types[node.input[1]] for name in beside):
-            broken.append(node.name)
+            broken.append(_place(node))
     return Finding(len(nodes), broken)
 
 
@@ -194,14 +200,14 @@ def normal_scales(graph: FileGraph) -> Finding:
         scale = numpy_helper.to_array(graph.constants[node.input[1]])
         low = np.finfo(scale.dtype).smallest_normal
         if not (np.isfinite(scale).all() and (scale >= low).all()):
-            broken.append(node.name)
+            broken.append(_place(node))
     return Finding(len(nodes), broken)
 
 
 def activations_per_tensor(graph: FileGraph) -> Finding:
     """An activation has one scale; only weights may have one for each channel."""
     nodes = [node for node in graph.pairs() if node.input[0] not in graph.constants]
-    return Finding(len(nodes), [node.name for node in nodes if graph.constants[node.input[1]].dims])
+    return Finding(len(nodes), [_place(node) for node in nodes if graph.constants[node.input[1]].dims])
 
 
 def quantize_before_dequantize(graph: FileGraph) -> Finding:
@@ -217,21 +223,21 @@ def quantize_before_dequantize(graph: FileGraph) -> Finding:
             for reader in readers
         )
         if not readers or not same:
-            broken.append(node.name)
+            broken.append(_place(node))
     return Finding(len(nodes), broken)
 
 
 def weights_stay_quantized(graph: FileGraph) -> Finding:
     """A weight is stored as E4M3 and has a DQ alone: a Q over a constant would be computed in every call."""
     nodes = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
-    return Finding(len(nodes), [node.name for node in nodes if node.input[0] in graph.constants])
+    return Finding(len(nodes), [_place(node) for node in nodes if node.input[0] in graph.constants])
 
 
 def dequantize_before_product(graph: FileGraph) -> Finding:
     """A DQ is read by matrix products alone: elsewhere it does not fuse."""
     nodes = [node for node in graph.nodes if node.op_type == "DequantizeLinear"]
     broken = [
-        node.name
+        _place(node)
         for node in nodes
         if any(reader.op_type != "MatMul" for reader in graph.readers[node.output[0]])
     ]
@@ -247,7 +253,7 @@ def whole_products(graph: FileGraph) -> Finding:
         _, first = graph.behind_dequantize(node.input[0])
         weight = stored in graph.constants
         if (first is not None and second is None) or (not weight and first is None and second is not None):
-            broken.append(node.name)
+            broken.append(_place(node))
     return Finding(len(nodes), broken)
 
 

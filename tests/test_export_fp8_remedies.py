@@ -13,6 +13,8 @@ import modelopt.torch.quantization as mtq
 import numpy as np
 import torch
 
+from engines.readiness import check_ready
+from engines.source import Source
 from export.audit import write_audit
 from export.checkpoint import linears
 from export.fp8_from_calibration import quantized_module, write_fp8_onnx
@@ -22,7 +24,7 @@ from export.policy import AttentionPrecision, read_policy, with_islands
 from export.quantization import input_quantizers, insert_quantizers
 from export.remedies import Fold, Island, Remedies
 from export.stages import Export
-from mmdit.artifact import Layout
+from mmdit.artifact import Layout, Manifest
 from mmdit.contract import Precision, components
 from mmdit.family import family_from_checkpoint
 from mmdit.shapes import shape_set
@@ -83,7 +85,7 @@ def observed(module, decisions, attention, tensors) -> dict[str, float]:
 
 
 def test_attention_inside_an_island_is_not_quantized(build, miniature, tmp_path):
-    """Its products run in FP32 with the rest of the island; the others in FP8."""
+    """Its products run in FP32 with the rest of the island; the others in FP8. TensorRT can fuse both."""
     remedies = Remedies(
         islands=(
             Island(module="model.transformer_blocks.2.attn", magnitude=1e6, tensor="add", reason="large"),
@@ -101,8 +103,11 @@ def test_attention_inside_an_island_is_not_quantized(build, miniature, tmp_path)
         4.0,
     )
     module = quantized_module(miniature, decisions, AttentionPrecision.FP8, remedies, ranges)
-    write_fp8_onnx(module, components(family, shape_set(family))["mmdit"], tmp_path)
+    signature = components(family, shape_set(family))["mmdit"]
+    write_fp8_onnx(module, signature, tmp_path)
     write_audit(tmp_path, family, decisions, AttentionPrecision.FP8, {"mmdit": remedies})
+    manifest = Manifest(kind="onnx", checkpoint="", made_from={}, settings={}, versions={})
+    assert check_ready(Source("mmdit", Precision.FP8, tmp_path, manifest), signature)["attention_fuses"]
     found = {each["name"]: each for each in json.loads((tmp_path / "audit.json").read_text())["attention"]}
     assert found["transformer_blocks.2.attn"]["precision"] == "fp32"
     assert [name for name, each in found.items() if each["precision"] == "fp8"] == [
