@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.model_costs import model_costs
+from engines.roofline import milliseconds
+from engines.source import sources
 from measure.attention import VARIANTS, Candidate, bring, chosen, policy_text, store
 from measure.check_page import CheckRecord, page, step_times
 from measure.child import Ended, lines
@@ -23,6 +26,7 @@ from mmdit.artifact import Layout, read_manifest, shown
 from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import EngineError, TargetError
 from mmdit.family import PARTS
+from mmdit.gpus import card_named
 from mmdit.step_times import write
 from mmdit.target import Target, find_gpu, resolve, tensorrt_version
 
@@ -89,13 +93,14 @@ def _steps(asked: Asked, target: Target, record: CheckRecord) -> Iterator[None]:
     """Each step's results go into the record; a yield after each."""
     layout = Layout(asked.model, asked.build)
     model = ["--model", asked.model, "--build", str(asked.build)]
-    engines = ["engines", *model, "--target", target.name, "--precision"]
+    engines = ["engines", "build", *model, "--target", target.name, "--precision"]
     shapes = ["--shapes", asked.shapes] if asked.shapes else []
     _stage("export", "onnx", *model)
     _stage(*engines, "fp16", *shapes)
     for component in COMPONENTS:
         _time(record, asked, layout, component, Precision.FP16)
         yield
+    _bound(record, asked, "mmdit fp16", Precision.FP16)
     _compare(record, asked, Precision.FP16)
     yield
     candidates = []
@@ -104,6 +109,7 @@ def _steps(asked: Asked, target: Target, record: CheckRecord) -> Iterator[None]:
         _stage("export", "fp8", *model, "--target", target.name, "--policy", str(policy))
         _stage(*engines, "fp8", *shapes)
         name = _time(record, asked, layout, "mmdit", Precision.FP8, attention)
+        _bound(record, asked, name, Precision.FP8)
         _compare(record, asked, Precision.FP8, attention)
         _stage("quality", "gate", *model, "--target", target.name, "--report-only", *asked.gate)
         gate = read_manifest(layout.quality(target.name)).findings
@@ -173,6 +179,17 @@ def _time(
         plan.error = str(error)
         print(f"  {error}", file=sys.stderr)
     return name
+
+
+def _bound(record: CheckRecord, asked: Asked, name: str, precision: Precision) -> None:
+    """The least milliseconds that a known card allows the MMDiT's file that is in place."""
+    card, size = card_named(record.machine["gpu"] or ""), record.plans[name].size
+    if card is None or size is None:
+        return
+    found, family = sources(Layout(asked.model, asked.build), asked.model, precision)
+    (mmdit,) = (source for source in found if source.component == "mmdit")
+    row = model_costs([mmdit], family, [size]).at("mmdit", size, precision)
+    record.bounds[name] = {rows: milliseconds(row, card, rows) for rows in asked.rows}
 
 
 def _compare(record: CheckRecord, asked: Asked, precision: Precision, attention: str | None = None) -> None:

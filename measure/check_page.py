@@ -1,11 +1,9 @@
 """What gpu-check found: the record, and the page made from it, the table that matters first."""
 
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from measure.record import peak_seconds
 from mmdit.family import VAE_SCALE
 from mmdit.step_times import StepTimes
 
@@ -58,6 +56,7 @@ class CheckRecord(BaseModel):
     gates: dict[str, dict[str, Any]] = {}
     comparisons: list[dict[str, Any]] = []
     torch: list[dict[str, Any]] = []
+    bounds: dict[str, dict[int, float]] = {}  # plan → rows → milliseconds, by engines/roofline.py
     verdict: str = ""
     kept: str | None = None
     policy: str | None = None
@@ -92,22 +91,11 @@ def step_times(record: CheckRecord) -> list[StepTimes]:
     return found
 
 
-Bound = Callable[[CheckRecord, str, int], float | None]
+_TORCH_BOUNDS = {"fp8": "mmdit fp8 attention-fp16"}  # torch's variant ends in its precision → whose bound
 
 
-def peak(record: CheckRecord, variant: str, rows: int) -> float | None:
-    """Least milliseconds of a step: its FLOPs, as torch counted them, at the card's dense peaks."""
-    flops = next((row["flops"] for row in record.torch if row["rows"] == rows and "flops" in row), None)
-    if flops is None:
-        return None
-    linears = next(name for name in ("fp8", "bf16", "fp16") if name in variant.partition(" attention-")[0])
-    attention = variant.partition(" attention-")[2] or "fp16"
-    seconds = peak_seconds(flops, record.machine["gpu"], linears=linears, attention=attention)
-    return None if seconds is None else 1e3 * seconds
-
-
-def table(record: CheckRecord, bound: Bound = peak) -> list[str]:
-    """Each variant at each number of rows; `bound` gives the milliseconds that no engine is faster than."""
+def table(record: CheckRecord) -> list[str]:
+    """Each variant at each number of rows, beside the roofline's bound, which no engine is faster than."""
     lines = [
         "| variant | rows | ms per step | with CUDA graph | over FP16 | SSIM, gate | GB | of the bound |",
         "|---|---|---|---|---|---|---|---|",
@@ -116,7 +104,9 @@ def table(record: CheckRecord, bound: Bound = peak) -> list[str]:
 
     def add(variant: str, rows: int, plain: float, graph: float | None, *more: str) -> None:
         step = plain if graph is None else min(plain, graph)
-        least = bound(record, variant, rows)
+        own = variant.replace("TensorRT", "mmdit")
+        name = own if own in record.plans else _TORCH_BOUNDS.get(variant.rpartition("-")[2], "mmdit fp16")
+        least = record.bounds.get(name, {}).get(rows)
         cells = [variant, str(rows), f"{plain:,.2f}", "" if graph is None else f"{graph:,.2f}"]
         cells += [f"{base[rows] / step:.2f}×" if rows in base else "", *more]
         lines.append("| " + " | ".join([*cells, "" if least is None else f"{least / step:.0%}"]) + " |")

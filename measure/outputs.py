@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from engines.onnxruntime_from_onnx import session
 from engines.runner import Array, Run, runner
+from engines.session import session
 from engines.source import Source, sources
 from measure.accuracy import Comparison, compared
 from mmdit.artifact import Layout
@@ -108,7 +108,7 @@ def _ways(
     """Each way's function, gone when the next one is asked for; ONNX Runtime's alone if it is not judged."""
     from quality.reference import reference
 
-    loaded = [session(source.onnx, source.precision)]
+    loaded = [session(source.onnx, source.component, source.precision)]
     names = [tensor.name for tensor in signature.outputs]
     yield "onnxruntime", lambda inputs: dict(zip(names, loaded[0].run(names, inputs), strict=True))
     loaded.clear()

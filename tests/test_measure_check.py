@@ -186,9 +186,9 @@ def record() -> CheckRecord:
         kept="fp16",
         policy="build/sd35-medium/gpu-check/hopper/attention-fp16.toml",
     )
-    flops = {"linears": 14_034_081_939_456, "attention": 8_465_065_476_096}
+    found.bounds = {"mmdit fp16": {2: 23.2}, "mmdit fp8 attention-fp8": {2: 11.6}}
     found.torch = [
-        {"variant": "compile-fp16", "rows": 2, "milliseconds": 60.0, "peak_bytes": 6 * 10**9, "flops": flops},
+        {"variant": "compile-fp16", "rows": 2, "milliseconds": 60.0, "peak_bytes": 6 * 10**9},
         {"variant": "compile-fp8", "rows": 2, "error": "out of memory"},
     ]
     for name, step in (("mmdit fp16", 40.0), ("mmdit fp8 attention-fp8", 25.0)):
@@ -206,14 +206,14 @@ def record() -> CheckRecord:
     return found
 
 
-def test_the_table_sets_engines_beside_torch_and_the_peaks(record: CheckRecord) -> None:
-    """22.5 TFLOP take 22.7 ms at an H100's FP16, 11.4 ms at its FP8."""
+def test_the_table_sets_engines_beside_torch_and_the_bounds(record: CheckRecord) -> None:
+    """A faster engine can be further from its own bound."""
     written = page(record)
-    assert "| TensorRT fp16 | 2 | 41.00 | 40.00 | 1.00× |  | 8.0 | 57% |" in written
+    assert "| TensorRT fp16 | 2 | 41.00 | 40.00 | 1.00× |  | 8.0 | 58% |" in written
     assert (
-        "| TensorRT fp8 attention-fp8 | 2 | 26.00 | 25.00 | 1.60× | 0.9512, FAILED | 8.0 | 45% |" in written
+        "| TensorRT fp8 attention-fp8 | 2 | 26.00 | 25.00 | 1.60× | 0.9512, FAILED | 8.0 | 46% |" in written
     )
-    assert "| torch compile-fp16 | 2 | 60.00 |  | 0.67× |  | 6.0 | 38% |" in written
+    assert "| torch compile-fp16 | 2 | 60.00 |  | 0.67× |  | 6.0 | 39% |" in written
     assert "| torch compile-fp8 | 2 | out of memory |" in written
     assert "Kept: attention in fp16." in written and "POLICY=build/sd35-medium/" in written
     assert "| mmdit fp16 | 1 fp8, 2 fp16, 1 fp32 | 1 fp8, 1 fp16 | 1 fp16 | 1 |" in written
@@ -245,6 +245,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
     monkeypatch.setattr("measure.check.tensorrt_version", lambda: "11.4.0")
     monkeypatch.setattr("measure.check.machine", lambda device: {"gpu": h100.name, "torch": "2.13.0"})
     monkeypatch.setattr("measure.check._stage", stage)
+    monkeypatch.setattr("measure.check._bound", lambda *_: None)  # the files are not there
     (compared_once,) = compared("mmdit", **outputs())
 
     def lines(module: str, job: str) -> Any:
