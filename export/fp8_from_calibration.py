@@ -62,7 +62,7 @@ def quantized_graph(module: Mmdit, signature: Signature) -> Graph:
     """
     ranges = _ranges(module)
     scales = _weight_scales(module)
-    # Hollow weights have nothing to round, and the tracer would keep each rounded one: 16 GB of SD3.5 Large.
+    # Hollow weights have nothing to round: doing it took 13.3 GB instead of 7.5 at SD3.5 Large's geometry.
     with mock.patch.object(tensor_quant, "quantize_op", lambda inputs, *_, **__: inputs.view_as(inputs)):
         graph = traced(module, signature)
     native_fp8(graph, scales)
