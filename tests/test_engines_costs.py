@@ -13,11 +13,11 @@ from engines.graph import load
 from engines.model_costs import model_costs
 from engines.source import sources
 from export.modules import explicit_attention, load_module
+from measure.geometry import config_of
 from mmdit.contract import Precision, components, dims_at
 from mmdit.errors import EngineError
 from mmdit.shapes import shape_set
 from tests.benchmarks.costs import MODELS, published
-from tests.benchmarks.geometry import GEOMETRIES, SHARED
 from tests.small_graphs import FP8, FP32, model, scalar, weight
 
 node = helper.make_node
@@ -219,7 +219,7 @@ def test_fp8_changes_what_is_read_and_not_what_is_multiplied(miniature_costs):
 def test_the_published_models_flops_are_what_torch_counts(geometry):
     """A step of two rows at 1024², with 333 text tokens, on the meta device."""
     with torch.device("meta"):
-        transformer = SD3Transformer2DModel(**SHARED, **GEOMETRIES[geometry])
+        transformer = SD3Transformer2DModel(**config_of(geometry))
         latent, context = torch.empty(2, 16, 128, 128), torch.empty(2, 333, 4096)
         pooled, timestep = torch.empty(2, 2048), torch.empty(2)
     expected = counted_flops(transformer, latent, context, pooled, timestep)

@@ -28,11 +28,11 @@ from export.quantization import input_quantizers, insert_quantizers, set_ranges
 from export.ranges import Ranges
 from export.tracing import traced
 from export.weights import Graph, placed_outside, save_graph
+from measure.geometry import MODELS, config_of
 from mmdit.artifact import Layout, Manifest, digest, versions, whole
 from mmdit.contract import COMPONENTS, Precision, components
 from mmdit.family import PARTS, TOKENIZERS, family_from_checkpoint
 from mmdit.shapes import shape_set
-from tests.benchmarks.geometry import GEOMETRIES, SHARED
 
 # From the models' published config.json; what is not here is as in the miniature's.
 _CLIP_L = {
@@ -59,10 +59,10 @@ _WEIGHT = 0.02  # every one
 def main() -> None:
     """Write one geometry's graphs below a folder."""
     parser = argparse.ArgumentParser(description="The ONNX graphs of SD3.5's real geometry, without weights.")
-    parser.add_argument("geometry", choices=sorted(GEOMETRIES))
+    parser.add_argument("geometry", choices=MODELS)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    write_graphs(arguments.geometry, arguments.folder, SHARED | GEOMETRIES[arguments.geometry])
+    write_graphs(arguments.geometry, arguments.folder, config_of(arguments.geometry))
 
 
 def write_graphs(name: str, folder: Path, transformer: dict[str, object]) -> Layout:
