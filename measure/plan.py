@@ -18,7 +18,7 @@ from engines.failures import explained
 from measure.inspector import summary
 from measure.timing import timed
 from mmdit.artifact import require
-from mmdit.errors import EngineError, run_command
+from mmdit.errors import run_command
 
 Shapes = dict[str, tuple[int, ...]]
 Profile = dict[str, list[list[int]]]
@@ -48,12 +48,12 @@ def main() -> None:
 def points(profiles: list[Profile], rows: tuple[int, ...]) -> list[tuple[int, Shapes]]:
     """What is timed: (profile's number, inputs' shapes), each shape once, in the first that takes it."""
     wanted: list[Shapes] = []
-    for profile in profiles:
-        usual = {name: tuple(bound[1]) for name, bound in profile.items()}
+    for table in profiles:
+        usual = {name: tuple(bound[1]) for name, bound in table.items()}
         wanted += [usual, *({name: (count, *shape[1:]) for name, shape in usual.items()} for count in rows)]
     found: dict[str, tuple[int, Shapes]] = {}
     for shapes in wanted:
-        number = next((n for n, profile in enumerate(profiles) if _takes(profile, shapes)), None)
+        number = next((n for n, table in enumerate(profiles) if _takes(table, shapes)), None)
         if number is not None:
             found.setdefault(json.dumps(shapes), (number, shapes))
     return list(found.values())
@@ -131,14 +131,14 @@ def _with_graph(call: Any, stream: Any) -> dict[str, Any]:
     try:
         with torch.cuda.graph(graph, stream=stream):
             call()
-    except (RuntimeError, EngineError) as error:
+    except RuntimeError as error:
         return {"error": " ".join(str(error).split())[:300]}
     return asdict(timed(graph.replay, "cuda"))
 
 
 def _check(done: bool, what: str) -> None:
     if not done:
-        raise EngineError(f"TensorRT refused {what}")
+        raise RuntimeError(f"it refused {what}")
 
 
 def _free(device: str) -> int:

@@ -317,7 +317,7 @@ def test_outputs_of_the_miniature_are_within_the_bound_that_they_give(build: Lay
     """With ONNX Runtime in the plan's place: every component in FP16, then the FP8 MMDiT alone."""
     found = []
     for precision in Precision:
-        words = ["--model", str(miniature), "--build", str(build.root.parent), "--target", "cpu"]
+        words = ["build", "--model", str(miniature), "--build", str(build.root.parent), "--target", "cpu"]
         engines([*words, "--precision", precision.value])
         job = outputs_job(model=str(miniature), build=build.root.parent, target="cpu", precision=precision)
         found += list(comparisons(job))
