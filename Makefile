@@ -12,6 +12,8 @@ PRECISION ?= fp8
 SHAPES ?=
 # more of `python -m engines build`, such as --workspace-gib 20
 ENGINE_OPTIONS ?=
+# more of `python -m measure reference`, such as --model medium --size 512x512
+REFERENCE_OPTIONS ?=
 # 1: package FP8 engines whose quality gate failed or was not run, and say so in the manifest
 ACCEPT_QUALITY ?=
 # more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
@@ -58,7 +60,8 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup target onnx fp8 sensitivity engines both-engines gate report repository serve generate evaluate bench train test lint clean
+.PHONY: help demo setup forecast target onnx fp8 sensitivity engines refit both-engines gate report repository serve generate \
+	evaluate bench gpu-reference gpu-check train test lint clean
 
 demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
@@ -83,6 +86,9 @@ $(READY): pyproject.toml constraints.txt
 	|| { grep -v '^WARNING' $(VENV)/setup.err | tail -n 5 >&2; exit 1; }
 	@touch $(READY)
 
+forecast: $(READY) ## what fits which GPU, and lower bounds per step, before anything is built: MODEL= (SD3.5 Medium and Large)
+	@$(RUN) -m engines forecast $(call asked,MODEL,model)
+
 target: $(READY) # refuse a target that this machine cannot build before hours of export
 	@$(RUN) -m engines build $(CHOSEN) --check >/dev/null
 
@@ -97,8 +103,11 @@ sensitivity: onnx ## rank groups of layers by what FP8 does to them; BUDGET=0.99
 	@$(RUN) -m export sensitivity $(MODEL_AND_TARGET) $(call given,BY,by) $(call given,BUDGET,budget) \
 	$(call given,POLICY,policy) $(FP8_OPTIONS)
 
-engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET
+engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET: SHAPES= ENGINE_OPTIONS=
 	@$(RUN) -m engines build $(CHOSEN) $(ENGINE)
+
+refit: $(READY) ## put the weights back into plans built with ENGINE_OPTIONS=--strip, on the GPU's machine
+	@$(RUN) -m engines refit $(CHOSEN) $(call given,SHAPES,shapes)
 
 gate: both-engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
 	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE))
@@ -131,6 +140,12 @@ bench: $(READY) ## the miniature's picture through Triton, timed beside diffuser
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
 	@$(RUN) -m tests.benchmarks.picture
 
+gpu-reference: $(READY) ## torch's milliseconds per step on this machine's GPU, a floor for TensorRT: REFERENCE_OPTIONS=
+	@$(RUN) -m measure reference $(REFERENCE_OPTIONS)
+
+gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MODEL's engines, FP16 and FP8: POLICY= SHAPES=
+	@$(RUN) -m measure check $(MODEL_AND_TARGET) $(call given,SHAPES,shapes) $(call given,POLICY,policy) $(GATE)
+
 train: $(READY) ## train the miniature for MINUTES, from where it stopped, in training/
 	@$(RUN) -m miniature train --minutes $(MINUTES)
 
@@ -146,5 +161,5 @@ clean: ## remove everything that was made, but not .venv and training/
 	rm -rf build
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 	@echo; echo "MODEL=$(MODEL)  TARGET=$(TARGET)  PRECISION=$(PRECISION)"

@@ -2,6 +2,7 @@
 
 python -m engines build --model miniature --target auto
 python -m engines refit --model miniature --target hopper
+python -m engines forecast
 """
 
 import argparse
@@ -23,6 +24,8 @@ from mmdit.shapes import NAMES, shape_set
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command."""
     arguments = _parsed(argv)
+    if arguments.command == "forecast":
+        return _forecast(arguments.model, arguments.build)
     precision = Precision(arguments.precision)
     gpu, tensorrt = targets.find_gpu(), targets.tensorrt_version()
     target, why = targets.resolve(arguments.target, gpu, tensorrt)
@@ -71,6 +74,13 @@ def main(argv: list[str] | None = None) -> None:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def _forecast(model: str | None, build: Path) -> None:
+    from engines.forecast import costs_of, forecast
+    from engines.model_costs import published
+
+    print(forecast([costs_of(Layout(model, build))] if model else published()))
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -143,6 +153,14 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="plans that later versions of the same major TensorRT load too, somewhat slower",
     )
+    forecast = commands.add_parser(
+        "forecast",
+        help="what fits which GPU, and how fast it could be: computed, of SD3.5 Medium and Large or a model",
+        description="Tables computed from ONNX graphs, not measured: memory for building and serving on each "
+        "known GPU, where the FLOPs are, lower bounds per step, the ceiling of FP8's gain.",
+    )
+    forecast.add_argument("--model", help="whose ONNX files to read (default: SD3.5's published geometry)")
+    forecast.add_argument("--build", type=Path, default=BUILD, metavar="DIR", help="where artifacts lie")
     commands.add_parser(
         "refit",
         parents=[chosen],

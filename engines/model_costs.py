@@ -18,6 +18,10 @@ from mmdit.family import Family
 from mmdit.shapes import ShapeSet, Size, shape_set
 
 
+PUBLISHED = ("medium", "large")  # SD3.5's geometries whose costs lie in docs/measurements
+_MEASUREMENTS = Path(__file__).resolve().parent.parent / "docs/measurements"
+
+
 class Entry(BaseModel):
     """One row of a component at a size in pixels; `size` is None where it does not depend on it."""
 
@@ -68,6 +72,16 @@ def model_costs(found: Iterable[Source], family: Family, sizes: Sequence[Size]) 
 def sizes_planned(shapes: ShapeSet) -> list[Size]:
     """The sizes whose costs the planner asks for: each profile's largest."""
     return sorted({shapes.hull.max, *(each.max for each in shapes.ranges)})
+
+
+def costs_file(model: str) -> Path:
+    """Where the costs of a published model lie."""
+    return _MEASUREMENTS / f"costs-{model}.json"
+
+
+def published() -> list[ModelCosts]:
+    """The costs of SD3.5 Medium and Large, from their published geometry."""
+    return [read_costs(costs_file(model)) for model in PUBLISHED]
 
 
 def read_costs(path: Path) -> ModelCosts:

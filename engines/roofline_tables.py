@@ -1,6 +1,6 @@
 """The roofline as tables: where the FLOPs are, and the lower bounds per step on each known GPU."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from engines.model_costs import ModelCosts
 from engines.roofline import FP8, FP8_ATTENTION, FP16, SIZES, bound
@@ -60,12 +60,14 @@ def bounds_table(models: Iterable[ModelCosts], size: Size = _SIZE) -> str:
     )
 
 
-def gains_table(models: Iterable[ModelCosts], card: Card = CARDS[0]) -> str:
+def gains_table(
+    models: Iterable[ModelCosts], sizes: Sequence[Size] = SIZES, card: Card = CARDS[0]
+) -> str:
     """The most that FP8 can gain over FP16 in a step on a GPU, by size."""
     rows = []
     for model in models:
         for variant in (FP8, FP8_ATTENTION):
-            gains = (f"{bound(model, card, variant, size).gain:.2f}" for size in SIZES)
+            gains = (f"{bound(model, card, variant, size).gain:.2f}" for size in sizes)
             rows.append((model.family.name, "FP8" if variant.fp8_attention else "FP16", *gains))
-    sizes = (f"{height}×{width}" for height, width in SIZES)
-    return table(("model", "attention in", *sizes), rows)
+    header = (f"{height}×{width}" for height, width in sizes)
+    return table(("model", "attention in", *header), rows)

@@ -17,7 +17,7 @@ from measure.geometry import config_of
 from mmdit.contract import Precision, components, dims_at
 from mmdit.errors import EngineError
 from mmdit.shapes import shape_set
-from tests.benchmarks.costs import MODELS, published
+from engines.model_costs import PUBLISHED, published
 from tests.small_graphs import FP8, FP32, model, scalar, weight
 
 node = helper.make_node
@@ -215,7 +215,7 @@ def test_fp8_changes_what_is_read_and_not_what_is_multiplied(miniature_costs):
     assert all(products.kind == "fp16" for products in fp8.products if products.attention)
 
 
-@pytest.mark.parametrize("geometry", MODELS)
+@pytest.mark.parametrize("geometry", PUBLISHED)
 def test_the_published_models_flops_are_what_torch_counts(geometry):
     """A step of two rows at 1024², with 333 text tokens, on the meta device."""
     with torch.device("meta"):

@@ -20,7 +20,7 @@ from mmdit.contract import Precision
 from mmdit.errors import EngineError
 from mmdit.gpus import CARDS, GB
 from mmdit.shapes import shape_set
-from tests.benchmarks.costs import published
+from engines.model_costs import published
 
 PLAN = Plan(
     "toy",

@@ -1,5 +1,7 @@
 """Lower bounds from FLOPs, bytes and a card's peaks; the published models' against known figures."""
 
+from pathlib import Path
+
 import pytest
 
 from engines.costs import Costs, Products
@@ -8,9 +10,11 @@ from engines.roofline import FP8, FP8_ATTENTION, FP16, SIZES, bound, bounds, mil
 from engines.roofline_chart import draw_ceilings
 from mmdit.errors import ArtifactError
 from mmdit.gpus import CARDS, Card
-from tests.benchmarks.costs import DOCS, TABLES, published
+from engines.model_costs import published
+from engines.forecast import TABLES
 
 CARD = Card("toy", "hopper", 10**10, 1e12, 100e12, 200e12, "toy")
+ROOT = Path(__file__).resolve().parent.parent
 H100 = CARDS[0]
 SIZE = (1024, 1024)
 
@@ -125,5 +129,5 @@ def test_the_chart_is_a_picture(models, tmp_path):
 
 @pytest.mark.parametrize("title", TABLES)
 def test_the_page_holds_the_tables_that_the_code_prints(title):
-    """`python -m tests.benchmarks.costs` prints them."""
-    assert TABLES[title](published()) in (DOCS / "engines.md").read_text(encoding="utf-8")
+    """`make forecast` prints them."""
+    assert TABLES[title](published()) in (ROOT / "docs/engines.md").read_text(encoding="utf-8")
