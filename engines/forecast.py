@@ -35,6 +35,4 @@ def costs_of(layout: Layout) -> ModelCosts:
     planned = {size for name in SHAPE_SETS for size in sizes_planned(shape_set(family, name))}
     reference = [source for source in fp16 if source.component == "mmdit"]
     found = model_costs(fp8, family, sorted({*SIZES, *planned}))
-    return ModelCosts(
-        family=family, entries=found.entries + model_costs(reference, family, SIZES).entries
-    )
+    return ModelCosts(family=family, entries=found.entries + model_costs(reference, family, SIZES).entries)

@@ -17,7 +17,6 @@ from mmdit.errors import ArtifactError, first_line
 from mmdit.family import Family
 from mmdit.shapes import ShapeSet, Size, shape_set
 
-
 PUBLISHED = ("medium", "large")  # SD3.5's geometries whose costs lie in docs/measurements
 _MEASUREMENTS = Path(__file__).resolve().parent.parent / "docs/measurements"
 

@@ -60,9 +60,7 @@ def bounds_table(models: Iterable[ModelCosts], size: Size = _SIZE) -> str:
     )
 
 
-def gains_table(
-    models: Iterable[ModelCosts], sizes: Sequence[Size] = SIZES, card: Card = CARDS[0]
-) -> str:
+def gains_table(models: Iterable[ModelCosts], sizes: Sequence[Size] = SIZES, card: Card = CARDS[0]) -> str:
     """The most that FP8 can gain over FP16 in a step on a GPU, by size."""
     rows = []
     for model in models:

@@ -72,6 +72,15 @@ def main() -> int:
         action="store_true",
         help="package FP8 engines whose quality gate failed or was not run; the manifest says so",
     )
+    packaging.add_argument(
+        "--step-times",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what calls take by their rows, as `make gpu-check` writes it for a size; may be repeated. The "
+        "scheduler then shares calls only where it pays",
+    )
 
     commands.add_parser("package", parents=[model, packaging], help="write the Triton model repository")
     commands.add_parser("launch", parents=[model, ports], help="start the server and wait for Ctrl-C")
@@ -96,7 +105,7 @@ def main() -> int:
     targets = _targets(arguments.target, arguments.precision)
     repository = _repository(layout, targets)
     if arguments.command in ("package", "demo"):
-        _package(layout, targets, repository, arguments.accept_quality)
+        _package(layout, targets, repository, arguments.accept_quality, arguments.step_times)
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
 
@@ -123,11 +132,15 @@ def _repository(layout: Layout, targets: dict[str, Precision]) -> Path:
     return layout.repository("-".join(targets), Precision.FP8 if fp8 else Precision.FP16)
 
 
-def _package(layout: Layout, targets: dict[str, Precision], repository: Path, accept: bool) -> None:
+def _package(
+    layout: Layout, targets: dict[str, Precision], repository: Path, accept: bool, step_times: Sequence[Path]
+) -> None:
+    from mmdit.step_times import read
     from serve.repository import Engines, package
 
     engines = [Engines(layout, target, precision) for target, precision in targets.items()]
-    reason = package(engines, repository, accept_quality=accept)
+    times = [read(path) for path in step_times]
+    reason = package(engines, repository, accept_quality=accept, step_times=times)
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
     manifest = read_manifest(repository)
     if manifest.settings["runtime"] == "tensorrt":

@@ -24,6 +24,7 @@ from mmdit.contract import (
 from mmdit.errors import RepositoryError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
+from mmdit.step_times import StepTimes
 from serve import model_config
 from serve.compatibility import Plan, check_together, check_whole, plan_of
 from serve.quality import quality_of
@@ -94,13 +95,22 @@ class Engines:
         }
 
 
-def package(engines: Sequence[Engines], output: Path, *, accept_quality: bool = False) -> str | None:
+def package(
+    engines: Sequence[Engines],
+    output: Path,
+    *,
+    accept_quality: bool = False,
+    step_times: Sequence[StepTimes] = (),
+) -> str | None:
     """Write the repository of one or several targets' engines into `output`, unless it is up to date.
 
     Returns why it was written, None when it was not. Raises RepositoryError for a policy or a repository
     that Triton would not load, for targets whose engines are not of one model, and for FP8 engines whose
-    quality gate was not passed, unless `accept_quality` says that they are wanted all the same. Whatever
-    was wrong, an earlier repository stays as it is.
+    quality gate was not passed, unless `accept_quality` says that they are wanted all the same. Whatever was
+    wrong, an earlier repository stays as it is.
+
+    `step_times`, as `make gpu-check` measures them, tell the step scheduler where sharing calls pays; without
+    them it shares as many rows as the shape set allows.
     """
     first = engines[0]
     _check_one_config(engines)
@@ -125,19 +135,20 @@ def package(engines: Sequence[Engines], output: Path, *, accept_quality: bool = 
             "shapes": first.shapes.model_dump(mode="json"),
             "plans": [plan.model_dump() for plan in plans],
             "quality": quality,
+            "step_times": [each.model_dump(mode="json") for each in step_times],
         },
         versions=versions("tokenizers"),
     )
     reason = manifest.reason_to_rebuild(output)
     if reason is not None:
         with whole(output, manifest) as folder:
-            write_repository(engines, folder)
+            write_repository(engines, folder, step_times)
             check_repository(folder, first.family, first.shapes)
             manifest.findings = _memory(first, folder)
     return reason
 
 
-def write_repository(engines: Sequence[Engines], folder: Path) -> None:
+def write_repository(engines: Sequence[Engines], folder: Path, step_times: Sequence[StepTimes] = ()) -> None:
     """Write every model's folder."""
     first = engines[0]
     served = served_models(first.family)
@@ -173,7 +184,7 @@ def write_repository(engines: Sequence[Engines], folder: Path) -> None:
             config = model_config.python_config(config, served[name], decoupled=decoupled)
             shutil.copy(path.parent / "1/model.py", version / "model.py")
             shutil.copytree(_INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
-            _write_json(version / "settings.json", _settings(first))
+            _write_json(version / "settings.json", _settings(first, step_times))
             if name == "text_encoder":
                 tokenizers = read_manifest(first.tokenizers).files
                 (version / "tokenizers_json").mkdir()
@@ -250,11 +261,12 @@ def _place(source: Path, destination: Path) -> None:
         shutil.copy2(source, destination)
 
 
-def _settings(engines: Engines) -> dict[str, Any]:
+def _settings(engines: Engines, step_times: Sequence[StepTimes]) -> dict[str, Any]:
     return {
         "family": engines.family.model_dump(mode="json"),
         "shapes": engines.shapes.model_dump(mode="json"),
         "pixels_per_latent": VAE_SCALE,
+        "step_times": [each.model_dump(mode="json") for each in step_times],
         "encoders": {
             name: [tensor.name for tensor in engines.signatures[name].outputs] for name in TEXT_ENCODERS
         },

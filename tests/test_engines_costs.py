@@ -10,14 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.costs import Costs, costs
 from engines.graph import load
-from engines.model_costs import model_costs
+from engines.model_costs import PUBLISHED, model_costs, published
 from engines.source import sources
 from export.modules import explicit_attention, load_module
 from measure.geometry import config_of
 from mmdit.contract import Precision, components, dims_at
 from mmdit.errors import EngineError
 from mmdit.shapes import shape_set
-from engines.model_costs import PUBLISHED, published
 from tests.small_graphs import FP8, FP32, model, scalar, weight
 
 node = helper.make_node

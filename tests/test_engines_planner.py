@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from engines.model_costs import model_costs, sizes_planned
+from engines.model_costs import model_costs, published, sizes_planned
 from engines.planner import (
     PROCESS,
     ComponentPlan,
@@ -20,7 +20,6 @@ from mmdit.contract import Precision
 from mmdit.errors import EngineError
 from mmdit.gpus import CARDS, GB
 from mmdit.shapes import shape_set
-from engines.model_costs import published
 
 PLAN = Plan(
     "toy",

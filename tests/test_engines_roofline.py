@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from engines.costs import Costs, Products
-from engines.model_costs import read_costs, write_costs
+from engines.forecast import TABLES
+from engines.model_costs import published, read_costs, write_costs
 from engines.roofline import FP8, FP8_ATTENTION, FP16, SIZES, bound, bounds, milliseconds, step, step_times
 from engines.roofline_chart import draw_ceilings
 from mmdit.errors import ArtifactError
 from mmdit.gpus import CARDS, Card
-from engines.model_costs import published
-from engines.forecast import TABLES
 
 CARD = Card("toy", "hopper", 10**10, 1e12, 100e12, 200e12, "toy")
 ROOT = Path(__file__).resolve().parent.parent

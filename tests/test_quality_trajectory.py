@@ -22,6 +22,7 @@ TASKS = [Task(f"prompt {number}", "" if number % 2 else "not this", number) for 
 LIMITS = Limits(
     **{"channels": 16, "pixels_per_latent": 8, "multiple": 16, "ranges": (((64, 64), (64, 64), 4),)},
     sizes=(),
+    step_times=(),
     **{"default_size": 64, "default_steps": 4, "default_guidance_scale": 4.5, "max_steps": 50, "shift": 3.0},
     **{"train_timesteps": 1000, "scaling_factor": 1.5, "shift_factor": 0.1},
 )

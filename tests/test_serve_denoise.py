@@ -175,3 +175,14 @@ def test_the_inputs_that_the_loop_reads_are_the_contracts(settings):
     }
     mmdit = [tensor.name for tensor in components(family, shape_set(family))["mmdit"].inputs]
     assert mmdit == ["latent", "timestep", "context", "pooled"]
+
+
+def test_measured_times_bound_the_rows_of_a_shared_call(settings):
+    """Of the nearest size that was timed; where another request costs its full price, none joins."""
+    times = [
+        {"size": [64, 64], "milliseconds": {"2": 24.0, "4": 28.0, "8": 36.0, "16": 52.0}},
+        {"size": [256, 256], "milliseconds": {"2": 38.8, "4": 77.6}},
+    ]
+    limits = Limits.from_settings(settings | {"step_times": times}, max_steps=200)
+    assert limits.max_rows(64, 80) == Limits.from_settings(settings, max_steps=200).max_rows(64, 80) == 16
+    assert limits.max_rows(256, 240) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from simulation import Arrival, Curve, Served, poisson, serve
 
-from serve.inside.schedule import rows_worth
+from serve.inside.sharing import rows_worth
 
 SMALL, WIDE = (4, 4), (6, 4)
 

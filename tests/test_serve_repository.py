@@ -21,6 +21,7 @@ from mmdit.contract import (
 from mmdit.errors import ArtifactError, RepositoryError
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import ShapeSet, SizeRange, shape_set
+from mmdit.step_times import StepTimes
 from serve import model_config, repository
 from serve.repository import Engines, check_repository, package
 
@@ -183,6 +184,13 @@ def test_packaging_twice_writes_once(hopper):
     engines = [Engines(hopper, "hopper", Precision.FP8)]
     output = packaged(hopper)
     assert package(engines, output, accept_quality=True) is None
+    times = StepTimes(
+        gpu="a GPU", model="large", precision="fp8", size=(64, 64), source="measured", milliseconds={2: 9.0}
+    )
+    assert "step_times" in str(package(engines, output, accept_quality=True, step_times=[times]))
+    kept = json.loads((output / "denoiser/1/settings.json").read_text())["step_times"]
+    assert [StepTimes.model_validate(each) for each in kept] == [times]
+    package(engines, output, accept_quality=True)
     (output / "denoiser/config.pbtxt").write_text("")
     assert "changed on disk" in package(engines, output, accept_quality=True)
 

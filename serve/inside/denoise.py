@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .noise import noise_from_seed
+from .sharing import rows_worth
 
 Array = npt.NDArray[Any]
 LARGEST_FP16 = 65504.0
@@ -32,6 +33,7 @@ class Limits:
     multiple: int
     ranges: tuple[tuple[tuple[int, int], tuple[int, int], int], ...]  # (min, max, rows of a call)
     sizes: tuple[tuple[int, int], ...]  # all that are served; none: every multiple in a range
+    step_times: tuple[tuple[tuple[int, int], dict[int, float]], ...]  # size, rows of a call → milliseconds
     default_size: int
     default_steps: int
     default_guidance_scale: float
@@ -51,6 +53,10 @@ class Limits:
             multiple=shapes["multiple"],
             ranges=tuple((tuple(r["min"]), tuple(r["max"]), r["max_rows"]) for r in shapes["ranges"]),
             sizes=tuple((height, width) for height, width in shapes["sizes"]),
+            step_times=tuple(
+                (tuple(each["size"]), {int(rows): time for rows, time in each["milliseconds"].items()})
+                for each in settings.get("step_times", [])
+            ),
             default_size=family["default_size"],
             default_steps=family["steps"],
             default_guidance_scale=family["guidance_scale"],
@@ -62,7 +68,10 @@ class Limits:
         )
 
     def max_rows(self, height: int, width: int) -> int:
-        """The most rows that a call may carry at a size; raises RequestError for a size not served."""
+        """The most rows that a call shares at a size; raises RequestError for a size not served.
+
+        The size that was timed and has the nearest area tells.
+        """
         for name, pixels in (("height", height), ("width", width)):
             if pixels <= 0 or pixels % self.multiple:
                 raise RequestError(f"{name} is {pixels}: expected a multiple of {self.multiple} pixels")
@@ -84,7 +93,10 @@ class Limits:
             raise RequestError(
                 f"size {height}x{width} (height x width) is not served: expected {', '.join(served)}"
             )
-        return max(rows)
+        if not self.step_times:
+            return max(rows)
+        _, times = min(self.step_times, key=lambda each: abs(each[0][0] * each[0][1] - height * width))
+        return rows_worth(times, max(rows))
 
 
 def rows_of(guidance_scale: float) -> int:

@@ -1,10 +1,10 @@
 """The step scheduler: rows of different requests, at different steps, share one engine call.
 
 Where sharing pays. A request's `max_rows` is the most rows of a call of its size that do: what the shape
-set allows, or less where more rows take so much longer that waiting one's turn is better (see
-`rows_worth`). Of each size the first requests by priority and arrival that fill such a call are in front.
-Sizes in front take turns, so none starves. But where no size of those in front can share its calls at all,
-turns would only delay: there the first request runs to its end, as in a queue.
+set allows, or less where more rows take so much longer that waiting one's turn is better
+(`inside/sharing.py`). Of each size the first requests by priority and arrival that fill such a call are in
+front. Sizes in front take turns, so none starves. But where no size of those in front can share its calls at
+all, turns would only delay: there the first request runs to its end, as in a queue.
 
 Up to `calls` engine calls are in flight at once, so that the server's own work hides behind the engine's.
 A size gets a second call only when its first one is full: a request that came meanwhile joins at the next
@@ -15,7 +15,7 @@ import itertools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,29 +33,6 @@ class Full(Exception):
 
 class Cancelled(Exception):
     """The client no longer waits for this request."""
-
-
-def rows_worth(milliseconds: Mapping[int, float], most: int, gain: float) -> int:
-    """The most rows, up to `most`, of which each pair saves `gain` of the time that it would take alone.
-
-    `milliseconds`: rows of a call → its time; between two entries a line, beyond the last its slope. A pair
-    of rows is a request with guidance. With 20 + 2 r ms another pair costs 4 ms in place of 24; with 19.4 r
-    ms it saves nothing, and calls are not shared.
-    """
-    known = sorted(milliseconds)
-
-    def time(rows: int) -> float:
-        after = next((index for index, each in enumerate(known) if each >= rows), len(known) - 1)
-        low, high = known[max(after - 1, 0)], known[max(after, 1)]
-        slope = (milliseconds[high] - milliseconds[low]) / (high - low)
-        return milliseconds[low] + slope * (rows - low)
-
-    if len(known) < 2:
-        return most
-    rows = 2
-    while rows + 2 <= most and time(rows + 2) - time(rows) <= (1 - gain) * time(2):
-        rows += 2
-    return most if rows + 1 == most and rows > 2 else min(rows, most)
 
 
 class StepScheduler:
