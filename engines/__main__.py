@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.engine import Build, engine, up_to_date
-from engines.options import Options
-from engines.refit import refit
+from engines.plans.options import Options
+from engines.plans.refit import refit
 from engines.source import check_attention, sources
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _forecast(model: str | None, build: Path) -> None:
-    from engines.forecast import costs_of, forecast
-    from engines.model_costs import published
+    from engines.forecast.model_costs import published
+    from engines.forecast.page import costs_of, forecast
 
     print(forecast([costs_of(Layout(model, build))] if model else published()))
 

@@ -6,11 +6,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.child import in_child
-from engines.graph import check_graph
+from engines.checks.graph import check_graph
 from engines.onnxruntime_from_onnx import onnxruntime_from_onnx
-from engines.options import Options
-from engines.plan_from_onnx import plan_from_onnx
+from engines.plans.child import in_child
+from engines.plans.options import Options
+from engines.plans.plan_from_onnx import plan_from_onnx
 from engines.source import MODEL, Source, check_unchanged
 from mmdit.artifact import Layout, Manifest, read_manifest, versions, whole
 from mmdit.contract import components, profiles
@@ -41,8 +41,8 @@ def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None)
 
     `prepared`: what `engines.preparation` found about a plan's source. Imports no runtime when there is
     nothing to build. A plan is built in a process of its own, and the earlier one stays until the new one is
-    whole. Raises ArtifactError for an ONNX file that changed since its manifest was written, EngineError or
-    TargetError.
+    whole. Raises ArtifactError for an ONNX file that changed since its manifest was written, ContractError for
+    a profile outside the contract, EngineError or TargetError.
     """
     component, target = source.component, build.target
     folder = build.layout.engine(target.name, component, source.precision)
@@ -55,6 +55,7 @@ def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None)
     print(f"{component}: building ({reason})", flush=True)
     wanted.made_from = source.made_from
     signature = components(build.family, build.shapes)[component]
+    check_profiles(build.family, build.shapes)
     check_unchanged(source)
     with whole(folder, wanted) as partial:
         if target.runtime == "tensorrt":

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines.bounds import check_bounds
+from engines.checks.bounds import check_bounds
 from engines.session import session
 from engines.source import Source
 from mmdit.contract import Signature

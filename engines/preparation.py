@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from engines.bounds import check_bounds
+from engines.checks.bounds import check_bounds
+from engines.checks.readiness import check_ready
 from engines.engine import Build, check_profiles
-from engines.model_costs import model_costs, sizes_planned
-from engines.planner import Plan, check_fits, plan_build, plan_table, verdict
-from engines.readiness import check_ready
+from engines.forecast.model_costs import model_costs, sizes_planned
+from engines.forecast.planner import Plan, check_fits, plan_build, plan_table, verdict
 from engines.source import Source, check_unchanged
-from engines.tables import table
+from engines.table import table
 from mmdit.contract import Precision, bounds, components
 from mmdit.gpus import CARDS
 from mmdit.progress import Progress

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.engine import PLAN
-from engines.failures import explained
+from engines.plans.failures import explained
 from engines.session import session
 from engines.source import MODEL
 from mmdit.artifact import Manifest, require

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.model_costs import model_costs
-from engines.roofline import milliseconds
+from engines.forecast.model_costs import model_costs
+from engines.forecast.roofline import milliseconds
 from engines.source import sources
 from measure.attention import VARIANTS, Candidate, bring, chosen, policy_text, store
 from measure.check_page import CheckRecord, page, step_times

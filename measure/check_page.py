@@ -56,7 +56,7 @@ class CheckRecord(BaseModel):
     gates: dict[str, dict[str, Any]] = {}
     comparisons: list[dict[str, Any]] = []
     torch: list[dict[str, Any]] = []
-    bounds: dict[str, dict[int, float]] = {}  # plan → rows → milliseconds, by engines/roofline.py
+    bounds: dict[str, dict[int, float]] = {}  # plan → rows → milliseconds, by engines/forecast/roofline.py
     verdict: str = ""
     kept: str | None = None
     policy: str | None = None

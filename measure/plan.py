@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from engines.engine import PLAN
-from engines.failures import explained
+from engines.plans.failures import explained
 from measure.inspector import summary
 from measure.timing import timed
 from mmdit.artifact import require

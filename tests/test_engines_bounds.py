@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import bounds
-from engines.bounds import check_bounds
+from engines.checks import bounds
+from engines.checks.bounds import check_bounds
+from engines.checks.tensors import tensors_of
 from engines.source import Source
-from engines.tensors import tensors_of
 from mmdit.artifact import Manifest, read_manifest
 from mmdit.contract import COMPONENTS, Dtype, Precision, Signature, Tensor, components
 from mmdit.errors import EngineError

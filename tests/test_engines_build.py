@@ -9,7 +9,7 @@ from tensorrt_stand_in import SHAPES, bindings
 from test_engines_onnxruntime import FAMILY, save_source
 
 from engines.engine import Build, engine
-from engines.options import Options
+from engines.plans.options import Options
 from engines.source import Source
 from mmdit import artifact
 from mmdit.artifact import Layout, read_manifest

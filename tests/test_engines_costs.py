@@ -8,9 +8,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from engines.costs import Costs, costs
-from engines.graph import load
-from engines.model_costs import PUBLISHED, model_costs, published
+from engines.checks.graph import load
+from engines.forecast.costs import Costs, costs
+from engines.forecast.model_costs import PUBLISHED, model_costs, published
 from engines.source import sources
 from export.modules import explicit_attention, load_module
 from measure.geometry import config_of

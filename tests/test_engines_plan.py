@@ -17,8 +17,8 @@ import pytest
 from tensorrt_stand_in import VERSIONS, Stage, real_bindings, told_by
 from test_engines_onnxruntime import FAMILY, SIGNATURES, save_source
 
-from engines.options import Options
-from engines.plan_from_onnx import plan_from_onnx
+from engines.plans.options import Options
+from engines.plans.plan_from_onnx import plan_from_onnx
 from engines.source import Source
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import Precision

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from engines.model_costs import model_costs, published, sizes_planned
-from engines.planner import (
+from engines.forecast.model_costs import model_costs, published, sizes_planned
+from engines.forecast.planner import (
     PROCESS,
     ComponentPlan,
     Plan,
@@ -120,7 +120,7 @@ def test_what_only_the_estimates_exceed_is_not_refused():
 def test_the_table_tells_a_gpu_that_could_serve_and_not_build(medium, monkeypatch, memory, verdict):
     """T5 in FP16 is built in 21.1 GB; Medium is served in 17.3 GB."""
     card = replace(CARDS[0], name="toy", memory=memory * GB)
-    monkeypatch.setattr("engines.planner.CARDS", (card,))
+    monkeypatch.setattr("engines.forecast.planner.CARDS", (card,))
     header, _, first, *rest = fits_table([medium]).splitlines()
     assert f"toy: {memory}.0" in header and len(rest) == 3 * 3 - 1
     assert [cell.strip() for cell in first.strip("|").split("|")][-1] == verdict

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.operators import TYPES
-from engines.readiness import check_ready, readiness
+from engines.checks.operators import TYPES
+from engines.checks.readiness import check_ready, readiness
 from engines.source import Source
 from mmdit.artifact import Manifest, read_manifest
 from mmdit.contract import COMPONENTS, Dtype, Precision, Signature, Tensor, components

@@ -10,10 +10,10 @@ from tensorrt_stand_in import SHAPES, VERSIONS, Stage, real_bindings, told_by
 from test_engines_onnxruntime import FAMILY, SIGNATURES, save_source, tiny_graph
 
 import engines.engine as engine_module
-import engines.refit as refit_module
+import engines.plans.refit as refit_module
 from engines.engine import STRIPPED, Build, engine
-from engines.options import Options
-from engines.refit import plan_from_stripped, refit
+from engines.plans.options import Options
+from engines.plans.refit import plan_from_stripped, refit
 from engines.source import Source
 from mmdit import artifact
 from mmdit.artifact import Layout, read_manifest

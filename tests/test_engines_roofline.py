@@ -4,11 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from engines.costs import Costs, Products
-from engines.forecast import TABLES
-from engines.model_costs import published, read_costs, write_costs
-from engines.roofline import FP8, FP8_ATTENTION, FP16, SIZES, bound, bounds, milliseconds, step, step_times
-from engines.roofline_chart import draw_ceilings
+from engines.forecast.costs import Costs, Products
+from engines.forecast.model_costs import published, read_costs, write_costs
+from engines.forecast.page import TABLES
+from engines.forecast.roofline import (
+    FP8,
+    FP8_ATTENTION,
+    FP16,
+    SIZES,
+    bound,
+    bounds,
+    milliseconds,
+    step,
+    step_times,
+)
+from engines.forecast.roofline_chart import draw_ceilings
 from mmdit.errors import ArtifactError
 from mmdit.gpus import CARDS, Card
 

@@ -19,7 +19,7 @@ TENSORRT = "11.4.0.106"
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "580.95")
 L40S = Gpu("NVIDIA L40S", (8, 9), "580.95")
 A100 = Gpu("NVIDIA A100-SXM4-80GB", (8, 0), "580.95")
-A10 = Gpu("NVIDIA A10", (8, 6), "580.95")
+A10 = Gpu("NVIDIA A10", (8, 6), "580.95", 22 << 30, 22 << 30)
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", (12, 0), "580.95")
 
 
@@ -155,6 +155,7 @@ def _nvml(capabilities: list[tuple[int, int]]) -> ModuleType:
         "nvmlDeviceGetCudaComputeCapability": lambda handle: capabilities[handle],
         "nvmlDeviceGetName": lambda handle: f"GPU {handle}",
         "nvmlSystemGetDriverVersion": lambda: "580.95",
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80 << 30, free=79 << 30),
     }
     for name, value in names.items():
         setattr(nvml, name, value)

@@ -13,7 +13,7 @@ import modelopt.torch.quantization as mtq
 import numpy as np
 import torch
 
-from engines.readiness import check_ready
+from engines.checks.readiness import check_ready
 from engines.source import Source
 from export.audit import write_audit
 from export.checkpoint import linears

@@ -10,9 +10,9 @@ are `make forecast`.
 import argparse
 from pathlib import Path
 
-from engines.forecast import costs_of
-from engines.model_costs import costs_file, published, write_costs
-from engines.roofline_chart import draw_ceilings
+from engines.forecast.model_costs import costs_file, published, write_costs
+from engines.forecast.page import costs_of
+from engines.forecast.roofline_chart import draw_ceilings
 from mmdit.artifact import Layout, shown
 from mmdit.errors import run_command
 from mmdit.gpus import CARDS

@@ -8,8 +8,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from engines.graph import check_valid, differences, load
-from engines.graph_rules import GRAPH_RULES, bytes_of, external_data
+from engines.checks.graph import check_valid, differences, load
+from engines.checks.graph_rules import GRAPH_RULES, bytes_of, external_data
 from engines.source import Source
 from mmdit.artifact import Manifest
 from mmdit.contract import Precision, Signature

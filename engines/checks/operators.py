@@ -3,7 +3,7 @@
 From the support table of the parser (onnx/onnx-tensorrt, docs/operators.md of 10.15) and its changelog. The
 oldest version that is built for is 10.13, so what came later is not here: Attention (10.14), RotaryEmbedding,
 RMSNormalization and TensorScatter (10.15), Swish (11.0). Nor are operators with graphs inside them (If, Loop,
-Scan), which the rules of `engines.graph_rules` do not look into.
+Scan), which the rules of `engines.checks.graph_rules` do not look into.
 """
 
 OPSETS = range(9, 21)  # that every version from 10.1 on reads; 10.15 goes to 24, 11 to 25

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from engines.costs import Costs, Kind
-from engines.model_costs import ModelCosts
+from engines.forecast.costs import Costs, Kind
+from engines.forecast.model_costs import ModelCosts
 from mmdit.contract import TEXT_ENCODERS, Precision
 from mmdit.gpus import CARDS, Card
 from mmdit.shapes import Size

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engines.child import in_child
 from engines.engine import PLAN, STRIPPED, Build
-from engines.failures import explained
-from engines.plan_from_onnx import found_on, read_back, write_whole
+from engines.plans.child import in_child
+from engines.plans.failures import explained
+from engines.plans.plan_from_onnx import found_on, read_back, write_whole
 from engines.source import Source, check_unchanged
 from mmdit.artifact import Manifest, require, sha256, whole
 from mmdit.contract import Signature, components
@@ -60,7 +60,7 @@ def refit(source: Source, build: Build) -> Path:
 def plan_from_stripped(source: Source, stripped: Path, plan: Path, signature: Signature) -> dict[str, Any]:
     """Write the plan that `stripped` is with the weights of `source`; give what it says of itself.
 
-    Raises EngineError, with TensorRT's own words. Call it through `engines.child`.
+    Raises EngineError, with TensorRT's own words. Call it through `engines.plans.child`.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     with explained(source.component, "built no full plan"):

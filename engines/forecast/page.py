@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from engines.model_costs import ModelCosts, model_costs, sizes_planned
-from engines.planner import SHAPE_SETS, fits_table
-from engines.roofline import SIZES
-from engines.roofline_tables import bounds_table, flops_table, gains_table
+from engines.forecast.model_costs import ModelCosts, model_costs, sizes_planned
+from engines.forecast.planner import SHAPE_SETS, fits_table
+from engines.forecast.roofline import SIZES
+from engines.forecast.roofline_tables import bounds_table, flops_table, gains_table
 from engines.source import sources
 from mmdit.artifact import Layout
 from mmdit.contract import Precision

@@ -10,8 +10,8 @@ from typing import Literal
 from onnx import ModelProto, NodeProto, TensorProto
 from pydantic import BaseModel, ConfigDict
 
-from engines.liveness import live_bytes
-from engines.tensors import Tensors, element_bytes, tensors_of
+from engines.checks.tensors import Tensors, element_bytes, tensors_of
+from engines.forecast.liveness import live_bytes
 from mmdit.errors import EngineError
 
 _LARGEST_FUSED_HEAD = 256  # of flash attention's kernels; the VAE's one head has 512
@@ -41,7 +41,7 @@ class Costs(BaseModel):
     """Of one call of a component, in bytes but for the FLOPs.
 
     `weights` is all that the file stores, `activations` what the products read and write besides,
-    `live` the largest live set of tensors where attention is fused (`engines/liveness.py` has the rules),
+    `live` the largest live set of tensors where attention is fused (`liveness.py` has the rules),
     `scores` what its largest scores would add where it is not.
     """
 

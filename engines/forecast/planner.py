@@ -4,7 +4,7 @@ Computed from the ONNX graphs, not measured:
 
 - An engine holds its weights once, in the precision of its file.
 - Each optimization profile has an execution context with the activation memory of its largest shape: the
-  graph's largest live set there (`engines/liveness.py`). The packaged repository asks Triton for contexts
+  graph's largest live set there (`liveness.py`). The packaged repository asks Triton for contexts
   of their own size; its default gives each profile the memory of the largest.
 - Building takes about twice the memory of running (an L40S built FLUX with 49.9 GB that ran in 23.6 GB:
   2.1 times), one component at a time.
@@ -16,8 +16,8 @@ Computed from the ONNX graphs, not measured:
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from engines.model_costs import ModelCosts
-from engines.tables import table
+from engines.forecast.model_costs import ModelCosts
+from engines.table import table
 from mmdit.contract import COMPONENTS, Precision, bounds, components
 from mmdit.errors import EngineError
 from mmdit.gpus import CARDS, GB

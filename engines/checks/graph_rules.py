@@ -1,6 +1,6 @@
 """What TensorRT asks of a graph beyond Q and DQ (`mmdit.placement`). One rule a function.
 
-From the manuals of 11.4 and the ONNX parser's support table (`engines.operators`). A rule gives the places it
+From the manuals of 11.4 and the ONNX parser's support table (`operators.py`). A rule gives the places it
 looked at and the names of those that break it, with what is wrong there.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from engines.operators import ATTRIBUTES, BUILD_TIME_INPUTS, OPSETS, TYPES
+from engines.checks.operators import ATTRIBUTES, BUILD_TIME_INPUTS, OPSETS, TYPES
 from mmdit.placement import FileGraph, Finding
 
 _SCALED = ("QuantizeLinear", "DequantizeLinear")  # whose types `mmdit.placement.scale_type` holds

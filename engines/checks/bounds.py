@@ -1,7 +1,7 @@
 """Whether a component's graph bears every profile: its smallest, usual and largest shapes.
 
 A small graph is run there in ONNX Runtime. At full size that would take hours without a GPU: then its dims
-are told node by node instead (`engines.tensors`), which finds what does not fit together and no more.
+are told node by node instead (`engines.checks.tensors`), which finds what does not fit together and no more.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.graph import load
+from engines.checks.graph import load
 from engines.session import session
 from engines.source import Source
 from mmdit.contract import Signature, bounds, dims_at, dims_vary
@@ -64,7 +64,7 @@ def _positions(signature: Signature, size: Size) -> int:
 
 
 def _tell(model: Any, signature: Signature, rows: int, size: Size) -> None:
-    from engines.tensors import tensors_of
+    from engines.checks.tensors import tensors_of
 
     inputs = {tensor.name: (rows, *dims_at(tensor, size)) for tensor in signature.inputs}
     found = tensors_of(model, inputs).dims

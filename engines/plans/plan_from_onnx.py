@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines.failures import explained
-from engines.monitor import interrupted_gently, monitor
-from engines.options import Options
+from engines.plans.failures import explained
+from engines.plans.monitor import interrupted_gently, monitor
+from engines.plans.options import Options
+from engines.plans.timing_cache import TimingCache
 from engines.source import Source
-from engines.timing_cache import TimingCache
 from mmdit.contract import Dtype, Profile, Signature, profiles
 from mmdit.errors import EngineError
 from mmdit.progress import Progress
@@ -41,7 +41,7 @@ def plan_from_onnx(
     that it can be and that its tensors are the contract's. Returns findings: bytes, seconds. Raises
     EngineError, with TensorRT's own words.
 
-    It takes the whole machine's memory for itself: call it through `engines.child`.
+    It takes the whole machine's memory for itself: call it through `engines.plans.child`.
     """
     # CUDA numbers GPUs by speed unless told otherwise, NVML (which found `gpu`) by bus.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

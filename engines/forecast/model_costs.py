@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engines.costs import Costs, costs
-from engines.graph import load
+from engines.checks.graph import load
+from engines.forecast.costs import Costs, costs
 from engines.source import Source
 from mmdit.contract import Precision, components, dims_at, dims_vary
 from mmdit.errors import ArtifactError, first_line
@@ -18,7 +18,7 @@ from mmdit.family import Family
 from mmdit.shapes import ShapeSet, Size, shape_set
 
 PUBLISHED = ("medium", "large")  # SD3.5's geometries whose costs lie in docs/measurements
-_MEASUREMENTS = Path(__file__).resolve().parent.parent / "docs/measurements"
+_MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs/measurements"
 
 
 class Entry(BaseModel):

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from engines.model_costs import ModelCosts
-from engines.roofline import FP8, FP8_ATTENTION, FP16, SIZES, bound
-from engines.tables import table
+from engines.forecast.model_costs import ModelCosts
+from engines.forecast.roofline import FP8, FP8_ATTENTION, FP16, SIZES, bound
+from engines.table import table
 from mmdit.contract import COMPONENTS, Precision
 from mmdit.gpus import CARDS, GB, Card
 from mmdit.shapes import Size

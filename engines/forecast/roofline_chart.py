@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.model_costs import ModelCosts
-from engines.roofline import FP8, FP8_ATTENTION, SIZES, bound
+from engines.forecast.model_costs import ModelCosts
+from engines.forecast.roofline import FP8, FP8_ATTENTION, SIZES, bound
 from mmdit.gpus import Card
 
 _COLOURS = ("#b5651d", "#1f77b4")

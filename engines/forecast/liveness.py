@@ -14,7 +14,7 @@ from collections.abc import Collection
 
 from onnx import GraphProto
 
-from engines.tensors import Tensors
+from engines.checks.tensors import Tensors
 
 _VIEWS = ("DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _POINTWISE = (

@@ -1,0 +1,1 @@
+"""TensorRT plans: built in a process of their own, refitted, their failures explained."""
