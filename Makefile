@@ -86,11 +86,12 @@ $(READY): pyproject.toml constraints.txt
 	|| { grep -v '^WARNING' $(VENV)/setup.err | tail -n 5 >&2; exit 1; }
 	@touch $(READY)
 
-forecast: $(READY) ## what fits which GPU, and lower bounds per step, before anything is built: MODEL= (SD3.5 Medium and Large)
+forecast: $(READY) ## what fits which GPU, and lower bounds per step, before anything is built: of SD3.5, or MODEL=
 	@$(RUN) -m engines forecast $(call asked,MODEL,model)
 
-target: $(READY) # refuse a target that this machine cannot build before hours of export
-	@$(RUN) -m engines build $(CHOSEN) --check >/dev/null
+# before hours of export: refuse a target that this machine cannot build, unless `engines` alone is asked for
+target: $(READY)
+	@$(RUN) -m engines build $(CHOSEN) --check $(if $(filter-out engines,$(MAKECMDGOALS)),here,known) >/dev/null
 
 onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
 	@$(RUN) -m export onnx --model $(call quoted,MODEL) $(ONNX_OPTIONS)
@@ -162,4 +163,4 @@ clean: ## remove everything that was made, but not .venv and training/
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
-	@echo; echo "MODEL=$(MODEL)  TARGET=$(TARGET)  PRECISION=$(PRECISION)"
+	@echo; echo "MODEL=$(MODEL)  TARGET=$(TARGET)  PRECISION=$(PRECISION)  SHAPES=$(SHAPES)"

@@ -33,9 +33,11 @@ def main(argv: list[str] | None = None) -> None:
     for warning in target.warnings(precision):
         print(f"warning: {warning}", file=sys.stderr)
     if arguments.command == "build" and arguments.check:
-        if target.missing:
-            told = f"{target.missing}: everything up to the build of {target.name}'s engines runs here"
-            print(f"note: {told}", file=sys.stderr)
+        if target.missing and arguments.check == "here":
+            raise TargetError(
+                f"target {target.name!r} cannot be built here: {target.missing}; `make engines "
+                f"TARGET={target.name}` does everything up to the build, TARGET=cpu works here"
+            )
         return
     if not target.fp8:
         precision = Precision.FP16
@@ -121,7 +123,9 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         "component. Without the target's GPU or TensorRT it stops before the build and says how to go on.",
     )
     build.add_argument(
-        "--check", action="store_true", help="only tell what the target is, and what is missing to build it"
+        "--check",
+        choices=("known", "here"),
+        help="only say what the target is; refuse one that is not known, or cannot be built here",
     )
     options = build.add_argument_group("of TensorRT's builder")
     options.add_argument(
@@ -136,6 +140,9 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         choices=range(6),
         metavar="N",
         help="its effort from 0 to 5 (default: TensorRT's own, 3)",
+    )
+    options.add_argument(
+        "--no-tf32", action="store_true", help="compute FP32 islands in FP32, not in TF32: slower"
     )
     options.add_argument(
         "--strip",
@@ -177,6 +184,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(
         workspace_gib=arguments.workspace_gib,
         optimization_level=arguments.optimization_level,
+        tf32=not arguments.no_tf32,
         strip=arguments.strip,
         weight_streaming=arguments.weight_streaming,
         version_compatible=arguments.version_compatible,

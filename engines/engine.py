@@ -41,8 +41,8 @@ def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None)
 
     `prepared`: what `engines.preparation` found about a plan's source. Imports no runtime when there is
     nothing to build. A plan is built in a process of its own, and the earlier one stays until the new one is
-    whole. Raises ArtifactError for an ONNX file that changed since its manifest was written, ContractError for
-    a profile outside the contract, EngineError or TargetError.
+    whole. Raises ArtifactError for an ONNX file that changed since its manifest was written, ContractError
+    for a profile outside the contract, EngineError or TargetError.
     """
     component, target = source.component, build.target
     folder = build.layout.engine(target.name, component, source.precision)

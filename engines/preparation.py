@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engines.checks.bounds import check_bounds
-from engines.checks.readiness import check_ready
-from engines.engine import Build, check_profiles
+from engines.checks.readiness import check_ready, warnings
+from engines.engine import Build, check_profiles, up_to_date
 from engines.forecast.model_costs import model_costs, sizes_planned
 from engines.forecast.planner import Plan, check_fits, plan_build, plan_table, verdict
 from engines.source import Source, check_unchanged
@@ -20,6 +20,7 @@ from engines.table import table
 from mmdit.contract import Precision, bounds, components
 from mmdit.gpus import CARDS
 from mmdit.progress import Progress
+from mmdit.shapes import tokens
 
 
 def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
@@ -32,6 +33,7 @@ def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
     check_profiles(build.family, build.shapes)
     findings: dict[str, dict[str, Any]] = {}
     rows = []
+    told: list[str] = []
     with Progress("checking", len(found), "ONNX files") as progress:
         for source in found:
             start = time.monotonic()
@@ -40,6 +42,7 @@ def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
             ready = check_ready(source, signature)
             ran = check_bounds(source, signature, build.shapes, build.family)
             findings[source.component] = {"readiness": ready, "profiles": ran}
+            told += [f"{source.component}: {warning}" for warning in warnings(source.manifest)]
             places = sum(rule["places"] for rule in ready.values())
             how = "run" if "ran_at" in ran else "told from the graph"
             rows.append(
@@ -56,11 +59,27 @@ def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
         costs = model_costs(found, build.family, sizes_planned(build.shapes))
     print(table(("component", "precision", "ready for TensorRT", "profiles", "checked in"), rows))
     print(f"\nprofiles of the MMDiT, shape set {build.shapes.name}:\n{_profiles(build)}")
-    precision = next(source.precision for source in found if source.component == "mmdit")
-    plan = plan_build(costs, build.shapes, precision)
+    mmdit = next(source for source in found if source.component == "mmdit")
+    told += _attention_warnings(mmdit, build)
+    plan = plan_build(costs, build.shapes, mmdit.precision)
     print(f"\nmemory, computed from the graphs, not measured:\n{plan_table(plan)}")
-    _check_memory(plan, build)
+    stale = [source.component for source in found if build.target.missing or not up_to_date(source, build)]
+    told += _check_memory(plan, build, stale)
+    for warning in told:
+        print(f"warning: {warning}", file=sys.stderr)
     return findings
+
+
+def _attention_warnings(mmdit: Source, build: Build) -> list[str]:
+    most = build.target.fp8_attention_tokens
+    height, width = build.shapes.ranges[0].opt
+    count = tokens(build.family, (height, width))
+    if mmdit.manifest.settings.get("attention") != "fp8" or most is None or count <= most:
+        return []
+    return [
+        f"attention is FP8, and {height}×{width} has {count} tokens: by its release notes (10.6) TensorRT "
+        f"fuses FP8 attention on {build.target.name} up to {most} only; compare with attention in FP16"
+    ]
 
 
 def _profiles(build: Build) -> str:
@@ -73,21 +92,25 @@ def _profiles(build: Build) -> str:
     return table(("profile", "smallest", "usual", "largest", "rows", ""), rows)
 
 
-def _check_memory(plan: Plan, build: Build) -> None:
-    """Warn or refuse on the GPU that is here; for one elsewhere tell which of its kind would do."""
+def _check_memory(plan: Plan, build: Build, stale: Sequence[str]) -> list[str]:
+    """Warnings for the GPU that is here, or a refusal; for one elsewhere print which of its kind would do."""
     folder = build.layout.root
     while not folder.exists():
         folder = folder.parent
     disk = shutil.disk_usage(folder).free
     if build.gpu is not None and not build.target.missing:
-        for warning in check_fits(
-            plan, memory=build.gpu.memory, free_memory=build.gpu.free_memory, free_disk=disk
-        ):
-            print(f"warning: {warning}", file=sys.stderr)
-        return
+        return check_fits(
+            plan,
+            memory=build.gpu.memory,
+            free_memory=build.gpu.free_memory,
+            free_disk=disk,
+            options=build.options,
+            stale=stale,
+        )
     cards = [card for card in CARDS if card.target == build.target.name]
     if cards:
         print("\n" + table([card.name for card in cards], [[verdict(plan, card.memory) for card in cards]]))
+    return []
 
 
 def how_to_go_on(build: Build, precision: Precision) -> str:
@@ -98,13 +121,14 @@ def how_to_go_on(build: Build, precision: Precision) -> str:
     )
     command = (
         f"-m engines build --model {name} --target {target} --precision {precision.value} "
-        f"--shapes {build.shapes.name}"
+        f"--shapes {build.shapes.name}{build.options.words}"
     )
     return (
         f"All before the build is done. To go on, copy {folders} into a checkout on a machine with a GPU of "
         f"{target},\nand there, with the TensorRT of the Triton that will serve:\n"
-        f"  .venv/bin/pip install tensorrt==VERSION && .venv/bin/python {command}\n"
-        "or in the container (deploy/README.md):\n"
+        f"  make setup && .venv/bin/pip install tensorrt==VERSION\n"
+        f"  .venv/bin/python {command}\n"
+        "(for FP8's quality gate also with --precision fp16), or in the container (deploy/README.md):\n"
         f'  docker compose -f deploy/compose.yaml run --rm -v "$PWD/build:/opt/mmdit-trt/build" build \\\n'
         f"    .venv/bin/python {command}"
     )

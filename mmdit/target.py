@@ -43,6 +43,14 @@ class Target:
     fp8: bool
     missing: str | None = None
 
+    @property
+    def fp8_attention_tokens(self) -> int | None:
+        """The most tokens up to which TensorRT is known to fuse attention in FP8; None: no limit is known.
+
+        From the release notes of 10.6, for Ada; whether it pays, on any target, `make gpu-check` measures.
+        """
+        return 3072 if self.name == "ada" else None
+
     def warnings(self, precision: Precision) -> list[str]:
         """What a user who asks for `precision` on this target should know."""
         if self.compute_capability is None:

@@ -1,6 +1,7 @@
 """What several tests share: the miniature, its exported files, packaged repositories, a real server."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from mmdit.artifact import Layout
 from mmdit.contract import Precision
 from mmdit.errors import run_command
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

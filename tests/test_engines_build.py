@@ -129,10 +129,6 @@ def test_a_profile_outside_the_contract_is_refused_before_tensorrt_sees_it(
     [
         ({"workspace_gib": 0.0}, "a workspace of 0.0 GiB holds nothing"),
         ({"optimization_level": 6}, "optimization level 6 is unknown: expected 0 to 5"),
-        (
-            {"profiling_verbosity": "VERBOSE"},
-            "'VERBOSE' is unknown: expected NONE, LAYER_NAMES_ONLY or DETAILED",
-        ),
     ],
 )
 def test_an_option_that_tensorrt_would_refuse_is_refused_when_it_is_made(

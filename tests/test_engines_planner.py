@@ -15,6 +15,7 @@ from engines.forecast.planner import (
     plan_build,
     plan_table,
 )
+from engines.plans.options import Options
 from engines.source import sources
 from mmdit.contract import Precision
 from mmdit.errors import EngineError
@@ -29,7 +30,7 @@ PLAN = Plan(
         ComponentPlan("mmdit", 4 * GB, (1 * GB, 3 * GB), 9 * GB),
     ),
 )
-PLENTY = {"memory": 100 * GB, "free_memory": 100 * GB, "free_disk": 100 * GB}
+PLENTY = {"memory": 100 * GB, "free_memory": 100 * GB, "free_disk": 100 * GB, "options": Options()}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,17 @@ def test_what_surely_does_not_fit_is_refused_with_the_numbers(changed, message):
     """Weights are no estimate."""
     with pytest.raises(EngineError, match=message):
         check_fits(PLAN, **PLENTY | changed)
+
+
+def test_what_was_asked_for_because_of_it_is_not_refused():
+    """Streamed weights on a small card, stripped plans on a small disk, and a part of the plans alone."""
+    small = PLENTY | {"memory": 10 * GB}
+    assert check_fits(PLAN, **small | {"options": Options(weight_streaming=True)}) == []
+    full = PLENTY | {"free_disk": 5 * GB}
+    assert check_fits(PLAN, **full | {"options": Options(strip=True)}) == []
+    assert check_fits(PLAN, **full, stale=["mmdit"]) == []
+    close = PLENTY | {"free_memory": 24 * GB}
+    assert check_fits(PLAN, **close | {"options": Options(workspace_gib=4)}) == []
 
 
 def test_what_only_the_estimates_exceed_is_not_refused():

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.checks.operators import TYPES
-from engines.checks.readiness import check_ready, readiness
+from engines.checks.readiness import check_ready, readiness, warnings
 from engines.source import Source
 from mmdit.artifact import Manifest, read_manifest
 from mmdit.contract import COMPONENTS, Dtype, Precision, Signature, Tensor, components
@@ -257,13 +257,20 @@ def test_a_weight_whose_length_is_not_its_dims_is_found(tmp_path):
 
 def test_weights_that_were_mostly_subnormal_when_written_are_found(tmp_path):
     """From the manifest: the weights are not read."""
-    shares = {"share": 0.01, "worst": 0.75, "in": "blocks.3.weight"}
+    shares = {"share": 0.75, "worst": 0.75, "in": "blocks.3.weight"}
     weights = {"tensors": 12, "largest": {"magnitude": 3.5, "in": "b"}, "subnormal": shares, "zeroed": shares}
-    assert broken(source(tmp_path, weights=weights)) == {
-        "weights": ["blocks.3.weight (75% of its values are subnormal)"]
-    }
-    weights["subnormal"] = shares | {"worst": 0.1}
+    assert broken(source(tmp_path, weights=weights)) == {"weights": ["75% of all values are subnormal"]}
+    weights["subnormal"] = shares | {"share": 0.1}
     assert check_ready(source(tmp_path, weights=weights), SIGNATURE)["weights"]["recorded"] == weights
+
+
+def test_a_single_weight_that_lost_much_is_a_warning(tmp_path):
+    """Nothing in the checkpoint may depend on it, and exporting again would give the same."""
+    lost = {"share": 0.01, "worst": 0.75, "in": "k_proj.bias"}
+    kept = {"share": 0.01, "worst": 0.05, "in": "b"}
+    of = source(tmp_path, weights={"tensors": 12, "subnormal": lost, "zeroed": kept})
+    assert not broken(of)
+    assert warnings(of.manifest) == ["k_proj.bias: 75% of its values are subnormal in the file"]
 
 
 def test_the_error_names_the_component_the_rules_and_the_places(tmp_path):

@@ -17,7 +17,8 @@ from mmdit.errors import EngineError
 from mmdit.placement import RULES, SMALL, FileGraph, Finding
 
 _SHOWN_RULES, _SHOWN_PLACES, _SHOWN_LENGTH = 4, 3, 160  # in an error's message; characters of a place
-_MOST_SUBNORMAL = 0.5  # of a weight's values: half of them have lost bits
+_MOST_SUBNORMAL = 0.5  # of a file's or a weight's values: half of them have lost bits
+_MOST_ZEROED = 0.1  # of a weight's values
 
 
 def check_ready(source: Source, signature: Signature) -> dict[str, dict[str, Any]]:
@@ -79,13 +80,24 @@ def contract(model: onnx.ModelProto, signature: Signature) -> Finding:
 
 
 def weights(manifest: Manifest) -> Finding:
-    """The weights were normal numbers when they were written; an older manifest does not tell."""
+    """Most of the weights were normal numbers when they were written; an older manifest does not tell."""
     recorded = manifest.findings.get("weights")
     if recorded is None:
         return Finding(0)
-    worst = recorded["subnormal"]
-    broken = [f"{worst['in']} ({worst['worst']:.0%} of its values are subnormal)"]
-    return Finding(recorded["tensors"], broken if worst["worst"] > _MOST_SUBNORMAL else [])
+    share = recorded["subnormal"]["share"]
+    broken = [f"{share:.0%} of all values are subnormal"] if share > _MOST_SUBNORMAL else []
+    return Finding(recorded["tensors"], broken)
+
+
+def warnings(manifest: Manifest) -> list[str]:
+    """Single weights that lost much: a key's bias, which softmax does not see, may be that small."""
+    recorded = manifest.findings.get("weights", {})
+    found = []
+    for kind, most in (("subnormal", _MOST_SUBNORMAL), ("zeroed", _MOST_ZEROED)):
+        worst = recorded.get(kind, {"worst": 0})
+        if worst["worst"] > most:
+            found.append(f"{worst['in']}: {worst['worst']:.0%} of its values are {kind} in the file")
+    return found
 
 
 def _cut(place: str) -> str:

@@ -13,10 +13,11 @@ Computed from the ONNX graphs, not measured:
   repository links to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from engines.forecast.model_costs import ModelCosts
+from engines.plans.options import Options
 from engines.table import table
 from mmdit.contract import COMPONENTS, Precision, bounds, components
 from mmdit.errors import EngineError
@@ -101,32 +102,45 @@ def plan_build(model: ModelCosts, shapes: ShapeSet, precision: Precision) -> Pla
     return Plan(model.family.name, shapes.name, tuple(planned))
 
 
-def check_fits(plan: Plan, *, memory: int, free_memory: int, free_disk: int) -> list[str]:
+def check_fits(
+    plan: Plan,
+    *,
+    memory: int,
+    free_memory: int,
+    free_disk: int,
+    options: Options,
+    stale: Collection[str] = COMPONENTS,
+) -> list[str]:
     """Warnings where the estimates come close to what there is, or pass it; bytes.
 
-    Raises EngineError where the weights alone are too large for the GPU or the plans for the disk.
+    `stale`: the components that will be built. Raises EngineError where the weights alone are too large for
+    the GPU, unless they are streamed, or their plans for the disk, unless they are stripped.
     """
-    if plan.disk > free_disk:
+    built = [each for each in plan.components if each.component in stale]
+    disk = sum(each.weights for each in built)
+    if disk > free_disk and not options.strip:
         raise EngineError(
-            f"{plan.model}: its plans take about {_gb(plan.disk)} on disk, and {_gb(free_disk)} are free: "
+            f"{plan.model}: its plans take about {_gb(disk)} on disk, and {_gb(free_disk)} are free: "
             "make room, or build elsewhere with --build"
         )
-    largest = plan.largest
     least = PROCESS + max(each.weights for each in plan.components)
-    if least > memory:
+    if least > memory and not options.weight_streaming:
         heavy = max(plan.components, key=lambda each: each.weights)
         raise EngineError(
             f"{heavy.component}: its weights take {_gb(heavy.weights)} and CUDA about {_gb(PROCESS)} of the "
-            f"GPU's {_gb(memory)}: stream the weights, or take a GPU with more memory"
+            f"GPU's {_gb(memory)}: take a GPU with more memory, or build with --weight-streaming, "
+            "which Triton does not serve"
         )
     warnings = []
-    if plan.building > _CLOSE * free_memory:
+    largest = max(built, key=lambda each: each.building)
+    building = PROCESS + largest.building
+    if building > _CLOSE * free_memory and options.workspace_gib is None:
         warnings.append(
-            f"building {largest.component} takes about {_gb(plan.building)} of GPU memory, "
+            f"building {largest.component} takes about {_gb(building)} of GPU memory, "
             f"{BUILDING:g} times what it runs in; {_gb(free_memory)} are free: free the GPU, bound the build "
             "with --workspace-gib, or choose a smaller shape set with --shapes"
         )
-    if plan.serving > _CLOSE * memory:
+    if plan.serving > _CLOSE * memory and not options.weight_streaming:
         contexts = sum(sum(each.activations) for each in plan.components)
         warnings.append(
             f"serving takes about {_gb(plan.serving)} of the GPU's {_gb(memory)}, {_gb(contexts)} of it for "

@@ -51,10 +51,10 @@ def in_child(component: str, function: Callable[..., T], *arguments: Any, **keyw
     if child.returncode < 0:
         number = signal.Signals(-child.returncode)
         why = _WAYS_OUT.get(number, _CRASHED)
-        raise EngineError(f"{component}: the process that built its engine died of {number.name}: {why}")
+        raise EngineError(f"{component}: the process that worked on its engine died of {number.name}: {why}")
     if child.returncode or not answer:
         raise EngineError(
-            f"{component}: the process that built its engine ended with status {child.returncode} and no "
+            f"{component}: the process that worked on its engine ended with status {child.returncode} and no "
             "result: what it wrote stands above"
         )
     raised, result = pickle.loads(answer)

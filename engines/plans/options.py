@@ -22,7 +22,7 @@ class Options:
       `--backend-config=tensorrt,version-compatible=true`, for the plan brings code with it.
 
     TensorRT lets the last three be combined (trtexec 11.1 does), and 10 wants a strongly typed network for
-    weight streaming, which all of ours are. Layer names stay in the engine, so that its fusions can be read.
+    weight streaming, which all of ours are.
     Raises EngineError for a value that TensorRT would refuse.
     """
 
@@ -32,18 +32,25 @@ class Options:
     strip: bool = False
     weight_streaming: bool = False
     version_compatible: bool = False
-    profiling_verbosity: str = "DETAILED"
 
     def __post_init__(self) -> None:
         if self.workspace_gib is not None and not self.workspace_gib > 0:
             raise EngineError(f"a workspace of {self.workspace_gib} GiB holds nothing: expected more than 0")
         if self.optimization_level is not None and self.optimization_level not in range(6):
             raise EngineError(f"optimization level {self.optimization_level} is unknown: expected 0 to 5")
-        if self.profiling_verbosity not in ("NONE", "LAYER_NAMES_ONLY", "DETAILED"):
-            raise EngineError(
-                f"profiling verbosity {self.profiling_verbosity!r} is unknown: expected NONE, "
-                "LAYER_NAMES_ONLY or DETAILED"
-            )
+
+    @property
+    def words(self) -> str:
+        """The same on the command line, each with a space before it."""
+        given = "" if self.workspace_gib is None else f" --workspace-gib {self.workspace_gib:g}"
+        given += "" if self.optimization_level is None else f" --optimization-level {self.optimization_level}"
+        flags = {
+            "--no-tf32": not self.tf32,
+            "--strip": self.strip,
+            "--weight-streaming": self.weight_streaming,
+            "--version-compatible": self.version_compatible,
+        }
+        return given + "".join(f" {name}" for name, is_set in flags.items() if is_set)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _build(
             strip_plan=options.strip,
             weight_streaming=options.weight_streaming,
             version_compatible=options.version_compatible,
-            profiling_verbosity=getattr(trt.ProfilingVerbosity, options.profiling_verbosity),
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # layers keep their names, to be inspected
             progress_monitor=monitor(trt, progress, interrupted),
         )(builder, network)
         if config.num_optimization_profiles != len(tables):  # TensorRT says so with an index of -1 alone
