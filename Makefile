@@ -108,7 +108,7 @@ engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine
 	@$(RUN) -m engines build $(CHOSEN) $(ENGINE)
 
 refit: $(READY) ## put the weights back into plans built with ENGINE_OPTIONS=--strip, on the GPU's machine
-	@$(RUN) -m engines refit $(CHOSEN) $(call given,SHAPES,shapes)
+	@$(RUN) -m engines refit $(CHOSEN)
 
 gate: both-engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
 	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE))

@@ -13,7 +13,7 @@ from typing import Any
 from engines.engine import Build, engine, up_to_date
 from engines.plans.options import Options
 from engines.plans.refit import refit
-from engines.source import check_attention, sources
+from engines.source import Source, check_attention, sources
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
@@ -46,10 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     found, family = sources(layout, arguments.model, precision)
     for source in found:
         check_attention(source, target.name)
+    if arguments.command == "refit" and precision is Precision.FP8:  # the gate compares with FP16's
+        fp16, _ = sources(layout, arguments.model, Precision.FP16)
+        found += [each for each in fp16 if each.component == "mmdit" and _has_engine(each, layout, target)]
     build = Build(
         layout=layout,
         family=family,
-        shapes=shape_set(family, arguments.shapes),
+        shapes=shape_set(family, arguments.shapes if arguments.command == "build" else None),
         target=target,
         options=_options(arguments),
         gpu=gpu,
@@ -98,7 +101,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     chosen.add_argument(
         "--target",
         default="auto",
-        metavar="auto|hopper|ada|cpu",
+        metavar="auto|hopper|ada|cpu|smXX",
         help="what to build for; a compute capability such as sm86 names any other GPU "
         "(default: this machine's GPU where TensorRT is installed, else cpu)",
     )
@@ -108,11 +111,6 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         default=Precision.FP8.value,
         help="of the MMDiT; the other components are FP16 (default: fp8)",
     )
-    chosen.add_argument(
-        "--shapes",
-        metavar="NAME",
-        help=f"the sizes served: {', '.join(NAMES)} (default: the model's own size)",
-    )
     chosen.add_argument("--build", type=Path, default=BUILD, metavar="DIR", help="where artifacts lie")
 
     build = commands.add_parser(
@@ -121,6 +119,12 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         help="check all that can be checked, then build one engine for each component",
         description="Check the ONNX files, the profiles and the memory, then build one engine for each "
         "component. Without the target's GPU or TensorRT it stops before the build and says how to go on.",
+    )
+    build.add_argument(
+        "--shapes",
+        metavar="NAME",
+        help=f"the sizes served, and the rows of a call: {', '.join(NAMES)} (default: the model's own size; "
+        "docs/engines.md has a table)",
     )
     build.add_argument(
         "--check",
@@ -176,6 +180,10 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         "machine with the target's GPU and the TensorRT that built them.",
     )
     return parser.parse_args(argv)
+
+
+def _has_engine(source: Source, layout: Layout, target: targets.Target) -> bool:
+    return layout.engine(target.name, source.component, source.precision).is_dir()
 
 
 def _options(arguments: argparse.Namespace) -> Options:

@@ -53,6 +53,10 @@ def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None)
         print(f"{component}: up to date")
         return file
     print(f"{component}: building ({reason})", flush=True)
+    if not build.options.strip and _is_stripped(folder):
+        print(
+            f"{component}: a stripped plan is there; `make refit` adds its weights in less time", flush=True
+        )
     wanted.made_from = source.made_from
     signature = components(build.family, build.shapes)[component]
     check_profiles(build.family, build.shapes)
@@ -79,6 +83,13 @@ def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None)
                 source, partial, signature=signature, shapes=build.shapes, family=build.family
             )
     return file
+
+
+def _is_stripped(folder: Path) -> bool:
+    try:
+        return bool(read_manifest(folder).settings.get("options", {}).get("strip"))
+    except ArtifactError:
+        return False
 
 
 def up_to_date(source: Source, build: Build) -> bool:

@@ -14,7 +14,7 @@ from engines.checks.bounds import check_bounds
 from engines.checks.readiness import check_ready, warnings
 from engines.engine import Build, check_profiles, up_to_date
 from engines.forecast.model_costs import model_costs, sizes_planned
-from engines.forecast.planner import Plan, check_fits, plan_build, plan_table, verdict
+from engines.forecast.planner import MemoryPlan, check_fits, plan_build, plan_table, verdict
 from engines.source import Source, check_unchanged
 from engines.table import table
 from mmdit.contract import Precision, bounds, components
@@ -92,7 +92,7 @@ def _profiles(build: Build) -> str:
     return table(("profile", "smallest", "usual", "largest", "rows", ""), rows)
 
 
-def _check_memory(plan: Plan, build: Build, stale: Sequence[str]) -> list[str]:
+def _check_memory(plan: MemoryPlan, build: Build, stale: Sequence[str]) -> list[str]:
     """Warnings for the GPU that is here, or a refusal; for one elsewhere print which of its kind would do."""
     folder = build.layout.root
     while not folder.exists():

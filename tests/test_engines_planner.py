@@ -9,7 +9,7 @@ from engines.forecast.model_costs import model_costs, published, sizes_planned
 from engines.forecast.planner import (
     PROCESS,
     ComponentPlan,
-    Plan,
+    MemoryPlan,
     check_fits,
     fits_table,
     plan_build,
@@ -22,7 +22,7 @@ from mmdit.errors import EngineError
 from mmdit.gpus import CARDS, GB
 from mmdit.shapes import shape_set
 
-PLAN = Plan(
+PLAN = MemoryPlan(
     "toy",
     "square-1024",
     (
@@ -38,11 +38,11 @@ def medium():
     return published()[0]
 
 
-def planned(model, shapes="square-1024", precision=Precision.FP8) -> Plan:
+def planned(model, shapes="square-1024", precision=Precision.FP8) -> MemoryPlan:
     return plan_build(model, shape_set(model.family, shapes), precision)
 
 
-def of(plan: Plan, component: str) -> ComponentPlan:
+def of(plan: MemoryPlan, component: str) -> ComponentPlan:
     return next(each for each in plan.components if each.component == component)
 
 

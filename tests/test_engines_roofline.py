@@ -18,9 +18,9 @@ from engines.forecast.roofline import (
     step,
     step_times,
 )
-from engines.forecast.roofline_chart import draw_ceilings
 from mmdit.errors import ArtifactError
 from mmdit.gpus import CARDS, Card
+from tests.benchmarks.roofline_chart import draw_ceilings
 
 CARD = Card("toy", "hopper", 10**10, 1e12, 100e12, 200e12, "toy")
 ROOT = Path(__file__).resolve().parent.parent

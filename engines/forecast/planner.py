@@ -53,7 +53,7 @@ class ComponentPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """All engines of a model, in bytes."""
 
     model: str
@@ -81,7 +81,7 @@ class Plan:
         return sum(each.weights for each in self.components)
 
 
-def plan_build(model: ModelCosts, shapes: ShapeSet, precision: Precision) -> Plan:
+def plan_build(model: ModelCosts, shapes: ShapeSet, precision: Precision) -> MemoryPlan:
     """What a model's engines need; `model` holds the costs at `sizes_planned(shapes)`."""
     signatures = components(model.family, shapes)
     planned = []
@@ -99,11 +99,11 @@ def plan_build(model: ModelCosts, shapes: ShapeSet, precision: Precision) -> Pla
                 scores=max(rows * row.scores for rows, row in largest),
             )
         )
-    return Plan(model.family.name, shapes.name, tuple(planned))
+    return MemoryPlan(model.family.name, shapes.name, tuple(planned))
 
 
 def check_fits(
-    plan: Plan,
+    plan: MemoryPlan,
     *,
     memory: int,
     free_memory: int,
@@ -149,7 +149,7 @@ def check_fits(
     return warnings
 
 
-def plan_table(plan: Plan) -> str:
+def plan_table(plan: MemoryPlan) -> str:
     """A plan as text, one component a line."""
     rows = [
         (
@@ -203,7 +203,7 @@ def fits_table(models: Iterable[ModelCosts]) -> str:
     return table(("model", "shape set", "T5", "build, GB", "serve, GB", *cards), rows)
 
 
-def verdict(plan: Plan, memory: int) -> str:
+def verdict(plan: MemoryPlan, memory: int) -> str:
     """Whether a GPU of `memory` bytes builds and serves it: yes, close (above 85 %), no build, no."""
     if plan.serving > memory:
         return "no"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from engines.forecast.model_costs import costs_file, published, write_costs
 from engines.forecast.page import costs_of
-from engines.forecast.roofline_chart import draw_ceilings
 from mmdit.artifact import Layout, shown
 from mmdit.errors import run_command
 from mmdit.gpus import CARDS
+from tests.benchmarks.roofline_chart import draw_ceilings
 
 CHART = Path(__file__).resolve().parents[2] / "docs/roofline.png"
 
