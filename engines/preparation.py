@@ -105,6 +105,6 @@ def how_to_go_on(build: Build, precision: Precision) -> str:
         f"{target},\nand there, with the TensorRT of the Triton that will serve:\n"
         f"  .venv/bin/pip install tensorrt==VERSION && .venv/bin/python {command}\n"
         "or in the container (deploy/README.md):\n"
-        f'  docker compose -f deploy/compose.yaml run --rm -v "$PWD/build:/opt/mmdit-trt/build" build \\\n'
+        '  BUILD="$PWD/build" docker compose -f deploy/compose.yaml run --rm build \\\n'
         f"    .venv/bin/python {command}"
     )
