@@ -115,7 +115,8 @@ def has_fp8(name: str) -> bool:
 def find_gpu() -> Gpu | None:
     """The first GPU that CUDA would show, asked through NVML; None without one or its driver.
 
-    NVML counts in PCI order, as CUDA does with CUDA_DEVICE_ORDER=PCI_BUS_ID; alone CUDA puts the fastest first.
+    NVML counts in PCI order, as CUDA does with CUDA_DEVICE_ORDER=PCI_BUS_ID; else that puts the fastest
+    first.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if visible is None else visible.split(",")[0].strip()

@@ -74,6 +74,29 @@ def test_sizes_take_turns():
     assert [size for _, size in engine.calls] == [(4, 4), (6, 4)] * 3
 
 
+def test_a_request_without_guidance_does_not_end_the_queue():
+    """Where a call takes one request with guidance, the first runs to its end, whoever waits behind it."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    scheduler.submit(request(size=(4, 4), max_rows=2))
+    scheduler.submit(request(size=(6, 4), max_rows=2, rows=1))
+    scheduler.submit(request(size=(8, 4), max_rows=2))
+    while scheduler.step():
+        pass
+    assert [size for _, size in engine.calls] == [(4, 4)] * 3 + [(6, 4)] * 3 + [(8, 4)] * 3
+
+
+def test_two_requests_without_guidance_share_the_call_of_one_with_it():
+    """Each has one row of the two."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    for rows in (1, 2, 1):
+        scheduler.submit(request(max_rows=2, rows=rows, mark=float(rows)))
+    while scheduler.step():
+        pass
+    assert [context[:, 0, 0].tolist() for context in engine.contexts] == [[1, 1]] * 3 + [[2, 2]] * 3
+
+
 def test_each_request_gets_its_own_rows():
     """With one row and with two, at different steps, velocities go to their requests."""
     ended = []
