@@ -16,6 +16,9 @@ ENGINE_OPTIONS ?=
 REFERENCE_OPTIONS ?=
 # 1: package FP8 engines whose quality gate failed or was not run, and say so in the manifest
 ACCEPT_QUALITY ?=
+# tables of what calls take by their rows, as `make gpu-check` measures them, separated by spaces: calls of about their
+# sizes are then shared only where it pays. What is not given to the next `make repository` is left out again
+STEP_TIMES ?=
 # more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
 # must be given to later commands too, or they remake it with the defaults
 ONNX_OPTIONS ?=
@@ -49,7 +52,8 @@ ENGINE = $(call given,SHAPES,shapes) $(ENGINE_OPTIONS)
 # of the quality gate, passed on only when they are given
 GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count)
 # FP8 is packaged once its gate is passed, or without it when that was asked for by name
-PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality)
+PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality) \
+	$(patsubst %,--step-times='%',$(subst ','\'',$(value STEP_TIMES)))
 JUDGED = $(if $(filter fp8,$(PRECISION)),$(if $(ACCEPT_QUALITY),engines,gate),engines)
 # variables of a request, passed on only when they are given
 given = $(if $(value $(1)),--$(2)=$(call quoted,$(1)))
@@ -121,7 +125,7 @@ both-engines: engines # FP8 is judged beside FP16
 	@$(if $(filter fp8,$(PRECISION)),set -o pipefail; \
 	$(RUN) -m engines build $(MODEL_AND_TARGET) --precision fp16 $(ENGINE) | sed -un '/: building/p')
 
-repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1)
+repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1): STEP_TIMES=
 	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)
 
 serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT=

@@ -126,9 +126,9 @@ def how_to_go_on(build: Build, precision: Precision) -> str:
     return (
         f"All before the build is done. To go on, copy {folders} into a checkout on a machine with a GPU of "
         f"{target},\nand there, with the TensorRT of the Triton that will serve:\n"
-        f"  make setup && .venv/bin/pip install tensorrt==VERSION\n"
+        "  make setup && .venv/bin/pip install tensorrt==VERSION\n"
         f"  .venv/bin/python {command}\n"
         "(for FP8's quality gate also with --precision fp16), or in the container (deploy/README.md):\n"
-        f'  docker compose -f deploy/compose.yaml run --rm -v "$PWD/build:/opt/mmdit-trt/build" build \\\n'
+        '  BUILD="$PWD/build" docker compose -f deploy/compose.yaml run --rm build \\\n'
         f"    .venv/bin/python {command}"
     )

@@ -21,13 +21,14 @@ _GET_TENSORRT = "install it with `pip install tensorrt`, or work in NVIDIA's Ten
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that TensorRT would use; its memory in bytes, 0 where nobody asked."""
+    """The GPU that TensorRT would use; its memory in bytes. 0 and "" where nobody asked."""
 
     name: str
     compute_capability: tuple[int, int]
     driver: str
     memory: int = 0
     free_memory: int = 0
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ def has_fp8(name: str) -> bool:
 
 
 def find_gpu() -> Gpu | None:
-    """The first GPU that CUDA would show, asked through NVML; None without one or its driver."""
+    """The first GPU that CUDA would show, asked through NVML; None without one or its driver.
+
+    NVML counts in PCI order, as CUDA does with CUDA_DEVICE_ORDER=PCI_BUS_ID; else that puts the fastest
+    first.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if visible is None else visible.split(",")[0].strip()
     if first in ("", "-1"):
@@ -147,6 +152,7 @@ def find_gpu() -> Gpu | None:
             driver=pynvml.nvmlSystemGetDriverVersion(),
             memory=int(memory.total),
             free_memory=int(memory.free),
+            uuid=pynvml.nvmlDeviceGetUUID(handle),
         )
     except pynvml.NVMLError:
         return None

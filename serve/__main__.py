@@ -79,7 +79,7 @@ def main() -> int:
         default=[],
         metavar="FILE",
         help="what calls take by their rows, as `make gpu-check` writes it for a size; may be repeated. The "
-        "scheduler then shares calls only where it pays",
+        "scheduler then shares calls of about that size only where it pays",
     )
 
     commands.add_parser("package", parents=[model, packaging], help="write the Triton model repository")
@@ -136,7 +136,9 @@ def _package(
     layout: Layout, targets: dict[str, Precision], repository: Path, accept: bool, step_times: Sequence[Path]
 ) -> None:
     from mmdit.step_times import read
+    from serve.compatibility import Plan
     from serve.repository import Engines, package
+    from serve.timing import measured_elsewhere
 
     engines = [Engines(layout, target, precision) for target, precision in targets.items()]
     times = [read(path) for path in step_times]
@@ -146,6 +148,9 @@ def _package(
     if manifest.settings["runtime"] == "tensorrt":
         megabytes = manifest.findings["shared_memory_bytes"] >> 20
         print(f"shared memory: up to {megabytes} MiB; a container is started with --shm-size={megabytes}m")
+        plans = [Plan.model_validate(plan) for plan in manifest.settings["plans"]]
+        for warning in measured_elsewhere(times, plans):
+            print(f"warning: {warning}", file=sys.stderr)
     for target, quality in manifest.settings["quality"].items():
         if quality["verdict"] == "accepted":
             print(f"warning: FP8 for {target} accepted although {quality['reason']}", file=sys.stderr)

@@ -165,5 +165,16 @@ def loadable(plans: Iterable[Plan], gpu: Gpu | None, tensorrt: str) -> list[Plan
     return chosen
 
 
+def built_elsewhere(plans: Iterable[Plan], gpu: Gpu) -> str | None:
+    """A warning of plans that load here and were built on another model of GPU; None where none was."""
+    others = sorted({plan.gpu for plan in plans} - {gpu.name, "unknown"})
+    if not others:
+        return None
+    return (
+        f"built on {', '.join(others)}, here is {gpu.name}: it loads, but it was tuned and judged there; "
+        "engines built on this GPU may be faster"
+    )
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())

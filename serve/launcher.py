@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tritonclient.grpc as triton
+from pydantic import ValidationError
 
 from mmdit.artifact import read_manifest, shown
 from mmdit.errors import ServerError
 from mmdit.progress import Progress
 from mmdit.target import find_gpu
-from serve.compatibility import Plan, check_whole, loadable
+from serve.compatibility import Plan, built_elsewhere, check_whole, loadable
 from serve.installation import Installation, find_installation
 
 CACHE_BYTES = 256 * 1024 * 1024  # of the response cache, which holds text-encoder answers
@@ -85,7 +86,7 @@ class Server:
         self._models: dict[int, str] = {}
         log.parent.mkdir(parents=True, exist_ok=True)
         installation = find_installation(log.parent)
-        options = _options(repository, installation)
+        options, environment = _settings(repository, installation)
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [
@@ -101,7 +102,7 @@ class Server:
                 ],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=installation.environment,
+                env=installation.environment | environment,
                 start_new_session=True,  # Ctrl-C reaches this process alone; it stops the server
                 preexec_fn=_die_with_parent,
             )
@@ -215,8 +216,11 @@ def serve(repository: Path, ports: Ports, log: Path) -> int:
         server.stop()
 
 
-def _options(repository: Path, installation: Installation) -> list[str]:
-    """What the server is told about this repository, once it is sure that it can load it."""
+def _settings(repository: Path, installation: Installation) -> tuple[list[str], dict[str, str]]:
+    """The server's options and environment for this repository, once it is sure that it can load it.
+
+    A plan is served on the GPU that was looked at, which the environment shows to Triton alone.
+    """
     manifest = read_manifest(repository)
     needed = manifest.findings.get("shared_memory_bytes", 0)
     free = shutil.disk_usage(_SHARED_MEMORY).free
@@ -228,19 +232,30 @@ def _options(repository: Path, installation: Installation) -> list[str]:
             file=sys.stderr,
         )
     if manifest.settings["runtime"] != "tensorrt":
-        return []
-    plans = [Plan.model_validate(plan) for plan in manifest.settings["plans"]]
-    chosen = loadable(plans, find_gpu(), installation.tensorrt_version())
+        return [], {}
+    try:
+        plans = [Plan.model_validate(plan) for plan in manifest.settings["plans"]]
+        pool = manifest.findings["cuda_pool_bytes"]
+    except (KeyError, ValidationError):
+        raise ServerError(
+            f"{shown(repository)} was packaged by an older version: run `make repository`"
+        ) from None
+    gpu = find_gpu()
+    chosen = loadable(plans, gpu, installation.tensorrt_version())
+    assert gpu
+    warning = built_elsewhere(chosen, gpu)
+    if warning:
+        print(f"warning: {shown(repository)}: {warning}", file=sys.stderr)
     check_whole(
         repository,
         {plan.file: manifest.files[plan.file] for plan in chosen},
         {plan.file: plan.bytes for plan in chosen},
         "copy the repository again, or run `make repository`",
     )
-    options = [f"--cuda-memory-pool-byte-size=0:{manifest.findings['cuda_pool_bytes']}"]
+    options = [f"--cuda-memory-pool-byte-size=0:{pool}"]
     if any(plan.version_compatible for plan in chosen):
         options.append("--backend-config=tensorrt,version-compatible=true")
-    return options
+    return options, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": gpu.uuid}
 
 
 def _die_with_parent() -> None:

@@ -29,6 +29,7 @@ from serve import model_config
 from serve.compatibility import Plan, check_together, check_whole, plan_of
 from serve.quality import quality_of
 from serve.server_memory import cuda_pool, shared_memory
+from serve.timing import check_step_times
 
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
 _INSIDE = Path(__file__).with_name("inside")
@@ -105,9 +106,9 @@ def package(
     """Write the repository of one or several targets' engines into `output`, unless it is up to date.
 
     Returns why it was written, None when it was not. Raises RepositoryError for a policy or a repository
-    that Triton would not load, for targets whose engines are not of one model, and for FP8 engines whose
-    quality gate was not passed, unless `accept_quality` says that they are wanted all the same. Whatever was
-    wrong, an earlier repository stays as it is.
+    that Triton would not load, for targets whose engines or step times are not of one model, and for FP8
+    engines whose quality gate was not passed, unless `accept_quality` says that they are wanted all the same.
+    Whatever was wrong, an earlier repository stays as it is.
 
     `step_times`, as `make gpu-check` measures them, tell the step scheduler where sharing calls pays; without
     them it shares as many rows as the shape set allows.
@@ -116,6 +117,7 @@ def package(
     _check_one_config(engines)
     plans = [plan for each in engines for plan in each.plans(_plan_name(each, engines))]
     check_together(plans)
+    check_step_times(step_times, first.family)
     quality = {
         each.target: quality_of(each.files(by_folder=True), each.layout, each.target, accept=accept_quality)
         for each in engines

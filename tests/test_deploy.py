@@ -110,6 +110,27 @@ def test_the_build_image_leaves_out_what_is_generated():
     assert {".git", ".venv", "build", "training*"} <= set(ignored)
 
 
+def test_neither_the_token_nor_the_checkpoints_reach_the_image_or_git():
+    """deploy/.env holds HF_TOKEN, and deploy/checkpoints is the default of CHECKPOINTS: tens of GB."""
+    assert "- ${CHECKPOINTS:-./checkpoints}:" in COMPOSE
+    docker = (ROOT / "deploy/Dockerfile.dockerignore").read_text().split()
+    assert {"**/.env", "deploy/checkpoints"} <= set(docker)
+    git = (ROOT / ".gitignore").read_text().split()
+    assert {".env", "/deploy/checkpoints/"} <= set(git)
+
+
+def test_the_build_images_environment_is_newer_than_what_make_compares_it_with():
+    """Else `make` sets up again in every container, without the index and perhaps without a network."""
+    steps = stages()["build"]
+    assert steps.index(("RUN", "touch .venv/.ready")) > steps.index(("COPY", ". ."))
+
+
+def test_a_refusal_is_not_tried_for_ever():
+    """The launcher ends with status 2, which Docker takes for a failure as any other."""
+    policy, _, times = SERVICES["server"]["restart"].partition(":")
+    assert policy == "on-failure" and 0 < int(times) < 10
+
+
 def test_the_commands_are_the_makefiles_and_the_launchers():
     """`make -n` knows the build job's target and variables; `launch` knows the server's options."""
     make = [default(part) for part in SERVICES["build"]["command"]]
@@ -160,10 +181,10 @@ def test_the_compose_files_shared_memory_is_enough_for_large(large, name):  # no
 
 
 def test_both_services_share_the_artifacts_and_have_one_gpu():
-    """The build's volume is where the launcher looks: the build folder of the image's checkout."""
+    """The build's volume, or BUILD's folder, is where the launcher looks: the image's build folder."""
     workdir = dict(instructions())["WORKDIR"]
     for service in SERVICES.values():
-        assert f"artifacts:{workdir}/build" in service["volumes"]
+        assert f"${{BUILD:-artifacts}}:{workdir}/build" in service["volumes"]
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 

@@ -154,6 +154,7 @@ def _nvml(capabilities: list[tuple[int, int]]) -> ModuleType:
         "nvmlDeviceGetHandleByUUID": by_uuid,
         "nvmlDeviceGetCudaComputeCapability": lambda handle: capabilities[handle],
         "nvmlDeviceGetName": lambda handle: f"GPU {handle}",
+        "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
         "nvmlSystemGetDriverVersion": lambda: "580.95",
         "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80 << 30, free=79 << 30),
     }
@@ -175,6 +176,7 @@ def test_the_gpu_is_the_first_one_that_cuda_would_show(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     gpu = find_gpu()
     assert (gpu and gpu.compute_capability) == found
+    assert gpu is None or gpu.uuid == {(8, 9): "GPU-0", (9, 0): "GPU-1"}[gpu.compute_capability]
 
 
 def test_a_machine_without_a_driver_or_without_nvml_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

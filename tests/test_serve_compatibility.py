@@ -15,12 +15,12 @@ from mmdit.errors import ArtifactError, RepositoryError, ServerError
 from mmdit.shapes import shape_set
 from mmdit.target import Gpu
 from serve import launcher
-from serve.compatibility import Plan, check_together, loadable
+from serve.compatibility import Plan, built_elsewhere, check_together, loadable
 from serve.installation import Installation, find_installation
 from serve.launcher import Ports, Server
 from serve.repository import Engines, package
 
-H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "600.1")
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "600.1", uuid="GPU-1234")
 L40S = Gpu("NVIDIA L40S", (8, 9), "600.1")
 PLAN = Plan(
     component="mmdit",
@@ -65,9 +65,9 @@ def packaged(layout: Layout) -> Path:
 
 @pytest.fixture
 def triton(tmp_path, monkeypatch) -> Path:
-    """A stand-in of NVIDIA's installation on PATH: it notes its arguments and ends.
+    """A stand-in of NVIDIA's installation on PATH: it notes its arguments, its environment, and ends.
 
-    Its TensorRT backend needs a libnvinfer of 11.4.0, which lies beside it; the GPU is an H100.
+    Its TensorRT backend needs a libnvinfer of 11.4.0, which lies beside it; the GPU is the one that built.
     """
     folder = tmp_path / "tritonserver"
     backend = folder / "backends/tensorrt"
@@ -76,10 +76,10 @@ def triton(tmp_path, monkeypatch) -> Path:
     (backend / "libnvinfer.so.11").write_bytes(libnvinfer(110400))
     (folder / "bin").mkdir()
     binary = folder / "bin/tritonserver"
-    binary.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/arguments\n')
+    binary.write_text(f'#!/bin/sh\nenv > {folder}/environment\nprintf "%s\\n" "$@" > {folder}/arguments\n')
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", f"{binary.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(launcher, "find_gpu", lambda: H100)
+    monkeypatch.setattr(launcher, "find_gpu", lambda: replace(H100, name="a card of hopper"))
     return folder
 
 
@@ -164,6 +164,46 @@ def test_the_launcher_starts_a_repository_that_fits(hopper, triton):
     (pool,) = (each for each in arguments if each.startswith("--cuda-memory-pool-byte-size=0:"))
     assert int(pool.split(":")[1]) >= 64 << 20
     assert not [each for each in arguments if "version-compatible" in each]
+
+
+def test_triton_sees_the_gpu_that_was_looked_at_and_no_other(hopper, triton, monkeypatch):
+    """CUDA counts the fastest first, NVML in PCI order: a number would be another GPU's."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    started(packaged(hopper), triton)
+    environment = (triton / "environment").read_text().splitlines()
+    assert {"CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_VISIBLE_DEVICES=GPU-1234"} <= set(environment)
+
+
+def test_a_plan_of_another_gpu_of_the_same_capability_is_served_with_a_warning(
+    hopper, triton, monkeypatch, capsys
+):
+    """An H200 loads what an H100 built; an L4 what an L40S did."""
+    monkeypatch.setattr(launcher, "find_gpu", lambda: H100)
+    started(packaged(hopper), triton)
+    assert (
+        "warning: " in (error := capsys.readouterr().err)
+        and f"built on a card of hopper, here is {H100.name}: it loads, but it was tuned and judged there"
+        in error
+    )
+    assert built_elsewhere([PLAN], H100) is None
+    assert built_elsewhere([PLAN.model_copy(update={"gpu": "unknown"})], H100) is None
+
+
+@pytest.mark.parametrize(
+    "age",
+    [
+        lambda manifest: manifest["settings"].pop("plans"),
+        lambda manifest: manifest["settings"]["plans"][0].pop("gpu"),
+        lambda manifest: manifest["findings"].pop("cuda_pool_bytes"),
+    ],
+)
+def test_a_repository_of_an_older_version_is_refused_with_the_way_out(hopper, triton, age):
+    repository = packaged(hopper)
+    manifest = json.loads((repository / "manifest.json").read_text())
+    age(manifest)
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    match = "was packaged by an older version: run `make repository`"
+    not_started(repository, triton, ServerError, match)
 
 
 def test_a_version_compatible_repository_is_started_with_leave_for_it(large, tmp_path, triton):  # noqa: F811

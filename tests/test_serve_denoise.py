@@ -1,5 +1,7 @@
 """The denoise loop without a server: noise, sigmas, guidance, Euler steps, bad requests, pixels."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -178,7 +180,9 @@ def test_the_inputs_that_the_loop_reads_are_the_contracts(settings):
 
 
 def test_measured_times_bound_the_rows_of_a_shared_call(settings):
-    """Of the nearest size that was timed; where another request costs its full price, none joins."""
+    """Of the nearest size that was timed, within a quarter of its area; where another request costs its full
+    price, none joins. Other sizes keep the shape set's rows.
+    """
     times = [
         {"size": [64, 64], "milliseconds": {"2": 24.0, "4": 28.0, "8": 36.0, "16": 52.0}},
         {"size": [256, 256], "milliseconds": {"2": 38.8, "4": 77.6}},
@@ -186,3 +190,16 @@ def test_measured_times_bound_the_rows_of_a_shared_call(settings):
     limits = Limits.from_settings(settings | {"step_times": times}, max_steps=200)
     assert limits.max_rows(64, 80) == Limits.from_settings(settings, max_steps=200).max_rows(64, 80) == 16
     assert limits.max_rows(256, 240) == 2
+    assert limits.max_rows(192, 256) == 2
+    alone = Limits.from_settings(settings | {"step_times": times[1:]}, max_steps=200)
+    assert alone.max_rows(64, 64) == alone.max_rows(128, 128) == alone.max_rows(176, 256) == 16
+
+
+@pytest.mark.parametrize(("seconds_ago", "kept"), [(0, True), (599, True), (601, False), (-60, False)])
+def test_an_arrival_is_believed_when_it_is_of_the_last_ten_minutes(limits, monkeypatch, seconds_ago, kept):
+    """A stream keeps its place; nobody overtakes all others with a stamp of 1."""
+    now = 10**13
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+    stamp = now - seconds_ago * 10**9
+    assert denoising_from(inputs(arrival=stamp), limits).arrival == (stamp if kept else 0)
+    assert denoising_from(inputs(arrival=1), limits).arrival == 0

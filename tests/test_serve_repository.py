@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mmdit.contract import (
 from mmdit.errors import ArtifactError, RepositoryError
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import ShapeSet, SizeRange, shape_set
-from mmdit.step_times import StepTimes
+from mmdit.step_times import StepTimes, write
 from serve import model_config, repository
 from serve.repository import Engines, check_repository, package
 
@@ -193,6 +194,58 @@ def test_packaging_twice_writes_once(hopper):
     package(engines, output, accept_quality=True)
     (output / "denoiser/config.pbtxt").write_text("")
     assert "changed on disk" in package(engines, output, accept_quality=True)
+
+
+TIMES = StepTimes(
+    gpu="a card of hopper",
+    model="large",
+    precision="fp8",
+    size=(1024, 1024),
+    source="measured",
+    milliseconds={2: 9.0, 4: 10.0},
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "medium"}, "step times of medium, and these engines are of large"),
+        ({"source": "roofline"}, "lower bounds grow in proportion .*`make gpu-check`"),
+    ],
+)
+def test_step_times_that_tell_nothing_of_these_engines_are_refused(hopper, changed, message):
+    """The earlier repository stays."""
+    before = (packaged(hopper) / "manifest.json").read_bytes()
+    output, times = hopper.repository("hopper", Precision.FP8), TIMES.model_copy(update=changed)
+    with pytest.raises(RepositoryError, match=message):
+        package(
+            [Engines(hopper, "hopper", Precision.FP8)], output, accept_quality=True, step_times=[TIMES, times]
+        )
+    assert (output / "manifest.json").read_bytes() == before
+
+
+def test_step_times_of_another_gpu_are_taken_with_a_warning(hopper, tmp_path):
+    """As the command line and as make give them, a path with an apostrophe included."""
+    tables = [tmp_path / "it's.json", tmp_path / "own.json"]
+    write(TIMES.model_copy(update={"gpu": "NVIDIA L4"}), tables[0])
+    write(TIMES, tables[1])
+    make = ["make", "-n", "repository", "MODEL=large", "TARGET=hopper", "ACCEPT_QUALITY=1"]
+    told = subprocess.run(
+        [*make, f"STEP_TIMES={tables[0]} {tables[1]}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    (line,) = (line for line in told.splitlines() if "serve package" in line)
+    words = shlex.split(line)[1:]
+    done = subprocess.run(
+        [sys.executable, *words, f"--build={hopper.root.parent}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step times measured on NVIDIA L4, and the plans were built on a card of hopper" in done.stderr
+    assert done.stderr.count("step times") == 1
+    output = hopper.repository("hopper", Precision.FP8)
+    assert [each["gpu"] for each in read_manifest(output).settings["step_times"]] == [
+        "NVIDIA L4",
+        "a card of hopper",
+    ]
 
 
 def test_engines_of_another_model_are_refused(hopper, large):

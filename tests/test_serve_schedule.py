@@ -74,6 +74,29 @@ def test_sizes_take_turns():
     assert [size for _, size in engine.calls] == [(4, 4), (6, 4)] * 3
 
 
+def test_a_request_without_guidance_does_not_end_the_queue():
+    """Where a call takes one request with guidance, the first runs to its end, whoever waits behind it."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    scheduler.submit(request(size=(4, 4), max_rows=2))
+    scheduler.submit(request(size=(6, 4), max_rows=2, rows=1))
+    scheduler.submit(request(size=(8, 4), max_rows=2))
+    while scheduler.step():
+        pass
+    assert [size for _, size in engine.calls] == [(4, 4)] * 3 + [(6, 4)] * 3 + [(8, 4)] * 3
+
+
+def test_two_requests_without_guidance_share_the_call_of_one_with_it():
+    """Each has one row of the two."""
+    engine = Engine()
+    scheduler = StepScheduler(engine, 64)
+    for rows in (1, 2, 1):
+        scheduler.submit(request(max_rows=2, rows=rows, mark=float(rows)))
+    while scheduler.step():
+        pass
+    assert [context[:, 0, 0].tolist() for context in engine.contexts] == [[1, 1]] * 3 + [[2, 2]] * 3
+
+
 def test_each_request_gets_its_own_rows():
     """With one row and with two, at different steps, velocities go to their requests."""
     ended = []
@@ -189,3 +212,32 @@ def test_closing_ends_what_is_unfinished():
     assert isinstance(ended[0], Cancelled)
     with pytest.raises(Full, match="stopping"):
         scheduler.submit(request())
+
+
+def test_a_request_that_is_cancelled_while_its_call_is_in_flight_ends_once_and_spoils_nothing():
+    """Two threads look at it: one has it in a call, the other asks whether it is cancelled."""
+    ended, cancelled = [], threading.Event()
+    scheduler = StepScheduler(Engine(), 64)
+    company = request(steps=2, on_end=lambda _, error: ended.append(("company", error)))
+    leaving = request(
+        steps=2, is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(("leaving", error))
+    )
+    scheduler.submit(company)
+    scheduler.submit(leaving)
+    taken = []
+
+    def taken_meanwhile():
+        if not taken:
+            taken.append(True)
+            taken.append(scheduler.take())  # as the other thread would, between the look and the end
+            cancelled.set()
+        return cancelled.is_set()
+
+    leaving.is_cancelled = taken_meanwhile
+    assert scheduler.take() == []
+    assert taken[1] == [company, leaving] and not ended
+    scheduler.advance(taken[1], np.zeros((4, 1, 4, 4), np.float16))
+    while scheduler.step():
+        pass
+    assert [name for name, _ in ended] == ["leaving", "company"]
+    assert isinstance(ended[0][1], Cancelled) and ended[1][1] is None

@@ -6,6 +6,7 @@ shift. Latents stay FP32 between steps.
 
 import math
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from .sharing import rows_worth
 
 Array = npt.NDArray[Any]
 LARGEST_FP16 = 65504.0
+GUIDED_ROWS = 2  # the negative prompt's and the prompt's
+NEAR = 0.25  # of a timed size's tokens: others' times say nothing of calls that differ more
+OLDEST_ARRIVAL = 600 * 10**9  # ns; who claims to have waited longer has not
 
 
 class RequestError(ValueError):
@@ -70,7 +74,7 @@ class Limits:
     def max_rows(self, height: int, width: int) -> int:
         """The most rows that a call shares at a size; raises RequestError for a size not served.
 
-        The size that was timed and has the nearest area tells.
+        The shape set's, or fewer where a size was timed whose tokens (its area) are within a quarter of it.
         """
         for name, pixels in (("height", height), ("width", width)):
             if pixels <= 0 or pixels % self.multiple:
@@ -93,15 +97,19 @@ class Limits:
             raise RequestError(
                 f"size {height}x{width} (height x width) is not served: expected {', '.join(served)}"
             )
-        if not self.step_times:
+
+        def distance(timed: tuple[tuple[int, int], dict[int, float]]) -> float:
+            return abs(height * width / (timed[0][0] * timed[0][1]) - 1)
+
+        nearest = min(self.step_times, key=distance, default=None)
+        if nearest is None or distance(nearest) > NEAR:
             return max(rows)
-        _, times = min(self.step_times, key=lambda each: abs(each[0][0] * each[0][1] - height * width))
-        return rows_worth(times, max(rows))
+        return rows_worth(nearest[1], max(rows))
 
 
 def rows_of(guidance_scale: float) -> int:
     """Rows of a request: the negative prompt's and the prompt's with guidance, else the prompt's alone."""
-    return 2 if guidance_scale > 1 else 1
+    return GUIDED_ROWS if guidance_scale > 1 else 1
 
 
 def check_guidance(guidance_scale: float) -> float:
@@ -132,8 +140,8 @@ class Denoising:
 
     `latents` FP32 [C, h, w]; `context` FP16 [rows, T, D]; `pooled` FP16 [rows, P]. With two rows the
     negative prompt's comes first. `max_rows`: the most rows of a call that it shares. Requests go by
-    `priority`, the highest first, then by `arrival` (ns of this machine's monotonic clock; 0: when they are
-    submitted). `is_cancelled` is asked before each step; `on_end` is called once, with None or the error.
+    `arrival` (ns of this machine's monotonic clock; 0: when they are submitted). `is_cancelled` is asked
+    before each step; `on_end` is called once, with None or the error.
     """
 
     latents: npt.NDArray[np.float32]
@@ -146,7 +154,6 @@ class Denoising:
     max_rows: int
     step: int
     end: int
-    priority: int = 0
     arrival: int = 0
     is_cancelled: Callable[[], bool] = field(default=lambda: False)
     on_end: Callable[["Denoising", Exception | None], None] = field(default=lambda _, __: None)
@@ -163,8 +170,8 @@ class Denoising:
 
     @property
     def shares(self) -> bool:
-        """Whether its calls have room for another request."""
-        return self.max_rows > self.rows
+        """Whether calls of its size have room beside a request with guidance, whatever its own rows."""
+        return self.max_rows > GUIDED_ROWS
 
     @property
     def finished(self) -> bool:
@@ -192,6 +199,8 @@ class Denoising:
 def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     """A request's state from the `denoiser` model's inputs; what is not given gets its default.
 
+    `arrival` is the stream's, which asks for one step after the other and keeps its place. Any client can
+    send it: a stamp that lies in the future, or more than ten minutes back, counts as none.
     Raises RequestError naming the input, its value and what was expected.
     """
     context, pooled = inputs["context"], inputs["pooled"]
@@ -235,6 +244,7 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     seed = secrets.randbits(63) if seed is None else int(seed)
     if seed < 0:
         raise RequestError(f"seed is {seed}: expected 0 or more")
+    arrival = int(_scalar(inputs, "arrival", 0))
     if latents is None:
         size = (height // limits.pixels_per_latent, width // limits.pixels_per_latent)
         latents = noise_from_seed(seed, (limits.channels, *size))
@@ -249,7 +259,7 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         max_rows=max_rows,
         step=begin,
         end=end,
-        arrival=int(_scalar(inputs, "arrival", 0)),
+        arrival=arrival if 0 <= time.monotonic_ns() - arrival <= OLDEST_ARRIVAL else 0,
     )
 
 

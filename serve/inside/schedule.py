@@ -2,9 +2,10 @@
 
 Where sharing pays. A request's `max_rows` is the most rows of a call of its size that do: what the shape
 set allows, or less where more rows take so much longer that waiting one's turn is better
-(`inside/sharing.py`). Of each size the first requests by priority and arrival that fill such a call are in
-front. Sizes in front take turns, so none starves. But where no size of those in front can share its calls at
-all, turns would only delay: there the first request runs to its end, as in a queue.
+(`inside/sharing.py`). Of each size the first requests by arrival that fill such a call are in front. Sizes in
+front take turns, so none starves. But where no size has room for more than one request with guidance, turns
+would only delay: there the first request runs to its end, as in a queue, and others ride along only in what
+rows it leaves.
 
 Up to `calls` engine calls are in flight at once, so that the server's own work hides behind the engine's.
 A size gets a second call only when its first one is full: a request that came meanwhile joins at the next
@@ -107,6 +108,7 @@ class StepScheduler:
                 self._flying[request] = self._waiting.pop(request)
             if call:
                 self._turns[call[0].size] = next(self._turn)
+                self._changed.notify_all()  # a call that is full lets its size have another
         return call
 
     def advance(self, call: list[Denoising], velocity: Half) -> None:
@@ -141,14 +143,18 @@ class StepScheduler:
             except Exception:  # whatever happens to one request, the loop goes on for the others
                 cancelled = True
                 traceback.print_exc()
-            if cancelled:
+            if not cancelled:
+                continue
+            with self._changed:  # the other thread may have taken it into a call, or ended it
+                waits = self._waiting.pop(request, None) is not None
+            if waits:
                 self._end(request, Cancelled("cancelled by the client"))
 
     def _chosen(self) -> list[Denoising]:
         """The requests of the next call; none when there is nothing to call, or it is better to wait."""
-        order = sorted(self._waiting, key=lambda each: (-each.priority, self._waiting[each]))
+        order = sorted(self._waiting, key=self._waiting.__getitem__)
         if not any(request.shares for request in (*order, *self._flying)):
-            return [] if self._flying else order[:1]  # a queue
+            return _filled(order, order[0].size) if order and not self._flying else []  # a queue
         flying: dict[tuple[int, ...], int] = {}
         for request in self._flying:
             flying[request.size] = flying.get(request.size, 0) + request.rows
@@ -162,14 +168,7 @@ class StepScheduler:
         ]
         if not free:
             return []
-        chosen = min(free, key=lambda size: self._turns.get(size, -1))
-        call: list[Denoising] = []
-        rows = 0
-        for request in order:
-            if request.size == chosen and rows + request.rows <= request.max_rows:
-                call.append(request)
-                rows += request.rows
-        return call
+        return _filled(order, min(free, key=lambda size: self._turns.get(size, -1)))
 
     def _constants(self, call: list[Denoising]) -> tuple[Half, Half]:
         """The call's joined context and pooled, kept while the same requests stay together."""
@@ -200,3 +199,14 @@ class StepScheduler:
             request.on_end(request, error)
         except Exception:  # a client that is gone must not stop the loop for the others
             traceback.print_exc()
+
+
+def _filled(order: list[Denoising], size: tuple[int, ...]) -> list[Denoising]:
+    """The first requests of a size, in `order`, that fit into one call."""
+    call: list[Denoising] = []
+    rows = 0
+    for request in order:
+        if request.size == size and rows + request.rows <= request.max_rows:
+            call.append(request)
+            rows += request.rows
+    return call
