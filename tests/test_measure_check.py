@@ -20,16 +20,16 @@ from engines.__main__ import main as engines
 from export.policy import AttentionPrecision, Policy, Rule, read_policy
 from measure.__main__ import main
 from measure.accuracy import compared, difference
-from measure.attention import Candidate, bring, chosen, policy_text
+from measure.attention import Candidate, _write, bring, check_whole, chosen, policy_text
 from measure.check_page import CheckRecord, page, step_times
 from measure.child import Ended
 from measure.inspector import summary
 from measure.outputs import Job as outputs_job
 from measure.outputs import comparisons
 from measure.plan import Job, measured, points
-from mmdit.artifact import Layout, Manifest, whole
+from mmdit.artifact import Layout, Manifest, read_manifest, whole
 from mmdit.contract import Precision
-from mmdit.errors import EngineError, TargetError
+from mmdit.errors import ArtifactError, EngineError, TargetError
 from mmdit.target import Gpu
 
 ATTENTION = (
@@ -160,6 +160,76 @@ def test_what_is_not_in_place_is_kept_beside_it(tmp_path: Path) -> None:
         bring(layout, "hopper", attention)
         assert (engine / "model").read_text() == attention
         assert (layout.onnx("mmdit", Precision.FP8) / "model").read_text() == attention
+
+
+@pytest.mark.parametrize("crash", range(8))
+def test_a_move_that_was_stopped_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int
+) -> None:
+    """Before any of the four renames and four notes of what is left: no folder is lost or of the other variant."""
+    layout = Layout("tiny", tmp_path)
+    for attention in ("fp16", "fp8"):
+        bring(layout, "hopper", attention)
+        made(layout, attention)
+    monkeypatch.setattr(
+        "measure.attention._write", stopping := Stopping(crash // 2 + 1 if crash % 2 else None)
+    )
+    rename = Path.rename
+    renames = Stopping(None if crash % 2 else crash // 2, lambda path, place: rename(path, place))
+    monkeypatch.setattr(Path, "rename", lambda path, place: renames(path, place))
+    with pytest.raises(KeyboardInterrupt):
+        bring(layout, "hopper", "fp16")
+    monkeypatch.undo()
+    assert stopping.calls + renames.calls
+    bring(layout, "hopper", "fp8")
+    for attention in ("fp8", "fp16", "fp8"):
+        bring(layout, "hopper", attention)
+        for folder in (layout.onnx("mmdit", Precision.FP8), layout.engine("hopper", "mmdit", Precision.FP8)):
+            assert (folder / "model").read_text() == attention
+
+
+class Stopping:
+    """A function that is interrupted at its call of this number."""
+
+    def __init__(self, at: int | None, function: Any = _write) -> None:
+        self.at, self.function, self.calls = at, function, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        if self.at is not None and self.calls > self.at:
+            raise KeyboardInterrupt
+        return self.function(*given)
+
+
+def test_what_an_unfinished_variant_left_makes_way_for_the_other(tmp_path: Path) -> None:
+    """FP8 attention was calibrated and then not exported: its calibration stays its own."""
+    layout = Layout("tiny", tmp_path)
+    bring(layout, "hopper", "fp16")
+    made(layout, "fp16")
+    bring(layout, "hopper", "fp8")
+    layout.calibration.mkdir()
+    bring(layout, "hopper", "fp16")
+    assert (layout.onnx("mmdit", Precision.FP8) / "model").read_text() == "fp16"
+    assert not layout.calibration.exists()
+    bring(layout, "hopper", "fp8")
+    assert layout.calibration.exists()
+
+
+def test_parts_of_two_variants_are_not_kept(tmp_path: Path) -> None:
+    """Each manifest must name what the one before it holds."""
+    layout = Layout("tiny", tmp_path)
+    made(layout, "fp8")
+    for folder in (layout.calibration, layout.quality("hopper")):
+        with whole(folder, Manifest(kind="", checkpoint="", made_from={}, settings={}, versions={})):
+            pass
+    engine = read_manifest(layout.engine("hopper", "mmdit", Precision.FP8))
+    gate = layout.quality("hopper") / "manifest.json"
+    about = {f"mmdit-fp8/{name}": value for name, value in engine.files.items()}
+    gate.write_text(json.dumps(json.loads(gate.read_text()) | {"made_from": about}))
+    check_whole(layout, "hopper", "fp8")
+    gate.write_text(json.dumps(json.loads(gate.read_text()) | {"made_from": {}}))
+    with pytest.raises(ArtifactError, match="the gate is not of the variant with attention in fp8"):
+        check_whole(layout, "hopper", "fp8")
 
 
 def test_each_shape_is_timed_once_in_the_first_profile_that_takes_it() -> None:
