@@ -143,10 +143,11 @@ def check_whole(layout: Layout, target: str, attention: str) -> None:
         if not holds
     ]
     if wrong:
+        policy = shown(policy_file(layout, target, attention))
         raise ArtifactError(
             f"{shown(layout.root)}: {', '.join(wrong)} is not of the variant with attention in {attention} "
-            f"that was brought back: remake it with "
-            f"`make gate MODEL={layout.model} TARGET={target} POLICY={shown(policy_file(layout, target, attention))}`"
+            "that was brought back; it is remade by "
+            f"`make gate MODEL={layout.model} TARGET={target} POLICY={policy}`"
         )
 
 
