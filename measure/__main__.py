@@ -12,9 +12,8 @@ from pathlib import Path
 
 from measure.check_page import BEFOREHAND
 from measure.geometry import MODELS, VARIANTS
-from measure.record import MEASUREMENTS
 from measure.reference import Asked, reference
-from mmdit.artifact import BUILD, shown
+from mmdit.artifact import BUILD, MEASUREMENTS, shown
 from mmdit.errors import run_command
 
 

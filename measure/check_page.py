@@ -11,8 +11,8 @@ BEFOREHAND = """\
 It exports the model, builds every component in FP16 and the MMDiT twice in FP8 (attention's products in FP16,
 and in FP8), compares each with ONNX Runtime on the CPU, runs the quality gate on both, times all of it beside
 torch, and leaves the faster FP8 engine that passes in place. It takes hours: two calibrations, the builds,
-two gates. Both FP8 variants are kept on disk: by the weights about 40 GB for SD3.5 Medium and 90 GB for Large,
-with the ONNX files and without the checkpoint. What is up to date is not made again."""
+two gates. Both FP8 variants are kept on disk: by the weights about 40 GB for SD3.5 Medium and 90 GB for
+Large, with the ONNX files and without the checkpoint. What is up to date is not made again."""
 
 
 class Plan(BaseModel):

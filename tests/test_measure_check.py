@@ -412,7 +412,7 @@ def test_both_attentions_are_made_and_judged_and_the_better_one_stays(
     assert len(found.comparisons) == 3 and found.torch[0]["error"] == "late"
     assert len(list((tmp_path / "out" / "step-times").iterdir())) == 3
     printed = capsys.readouterr().out
-    assert "It takes hours" in printed and "90 GB for Large" in printed
+    assert "It takes hours" in printed and "about 40 GB for SD3.5 Medium" in printed
     assert (
         "| TensorRT fp8 attention-fp16 | 2 | 30.00 |  | 1.33× | 0.9800, passed | within bounds |" in printed
     )
