@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from engines.source import MODEL
 from export.policy import AttentionPrecision, Policy
 from mmdit.artifact import Layout, read_manifest, shown
 from mmdit.contract import Precision
@@ -132,12 +133,13 @@ def check_whole(layout: Layout, target: str, attention: str) -> None:
     """
     calibration, onnx, engine, gate = (read_manifest(folder) for folder in _folders(layout, target))
     engine_files = {f"mmdit-{Precision.FP8.value}/{name}": value for name, value in engine.files.items()}
+    model = {name: value for name, value in onnx.files.items() if name.startswith(MODEL)}
     wrong = [
         what
         for what, holds in (
             ("the FP8 file's attention", onnx.settings["attention"] == attention),
             ("the FP8 file", calibration.files.items() <= onnx.made_from.items()),
-            ("the engine", engine.made_from.items() <= onnx.files.items()),
+            ("the engine", model.items() <= engine.made_from.items()),
             ("the gate", engine_files.items() <= gate.made_from.items()),
         )
         if not holds

@@ -149,11 +149,16 @@ def test_a_written_policy_reads_back_with_attention_on_every_target(tmp_path: Pa
 
 def made(layout: Layout, attention: str) -> None:
     """An FP8 file and its engine, as the stages leave them."""
-    for folder in (layout.onnx("mmdit", Precision.FP8), layout.engine("hopper", "mmdit", Precision.FP8)):
+    made_from: dict[str, str] = {}
+    for folder, file in (
+        (layout.onnx("mmdit", Precision.FP8), "model.onnx"),
+        (layout.engine("hopper", "mmdit", Precision.FP8), "model.plan"),
+    ):
         settings = {"attention": attention}
-        manifest = Manifest(kind="onnx", checkpoint="", made_from={}, settings=settings, versions={})
+        manifest = Manifest(kind="", checkpoint="", made_from=made_from, settings=settings, versions={})
         with whole(folder, manifest) as partial:
-            (partial / "model").write_text(attention)
+            (partial / file).write_text(attention)
+        made_from = manifest.files
 
 
 def test_what_is_not_in_place_is_kept_beside_it(tmp_path: Path) -> None:
@@ -167,8 +172,8 @@ def test_what_is_not_in_place_is_kept_beside_it(tmp_path: Path) -> None:
     made(layout, "fp8")
     for attention in ("fp16", "fp16", "fp8"):
         bring(layout, "hopper", attention)
-        assert (engine / "model").read_text() == attention
-        assert (layout.onnx("mmdit", Precision.FP8) / "model").read_text() == attention
+        assert (engine / "model.plan").read_text() == attention
+        assert (layout.onnx("mmdit", Precision.FP8) / "model.onnx").read_text() == attention
 
 
 @pytest.mark.parametrize("crash", range(8))
@@ -194,7 +199,8 @@ def test_a_move_that_was_stopped_is_finished_by_the_next(
     for attention in ("fp8", "fp16", "fp8"):
         bring(layout, "hopper", attention)
         for folder in (layout.onnx("mmdit", Precision.FP8), layout.engine("hopper", "mmdit", Precision.FP8)):
-            assert (folder / "model").read_text() == attention
+            (file,) = folder.glob("model.*")
+            assert file.read_text() == attention
 
 
 class Stopping:
@@ -218,7 +224,7 @@ def test_what_an_unfinished_variant_left_makes_way_for_the_other(tmp_path: Path)
     bring(layout, "hopper", "fp8")
     layout.calibration.mkdir()
     bring(layout, "hopper", "fp16")
-    assert (layout.onnx("mmdit", Precision.FP8) / "model").read_text() == "fp16"
+    assert (layout.onnx("mmdit", Precision.FP8) / "model.onnx").read_text() == "fp16"
     assert not layout.calibration.exists()
     bring(layout, "hopper", "fp8")
     assert layout.calibration.exists()
@@ -235,6 +241,8 @@ def test_parts_of_two_variants_are_not_kept(tmp_path: Path) -> None:
     gate = layout.quality("hopper") / "manifest.json"
     about = {f"mmdit-fp8/{name}": value for name, value in engine.files.items()}
     gate.write_text(json.dumps(json.loads(gate.read_text()) | {"made_from": about}))
+    engine.made_from["calibration.json"] = "of the file's own"
+    (layout.engine("hopper", "mmdit", Precision.FP8) / "manifest.json").write_text(engine.model_dump_json())
     check_whole(layout, "hopper", "fp8")
     gate.write_text(json.dumps(json.loads(gate.read_text()) | {"made_from": {}}))
     with pytest.raises(ArtifactError, match="the gate is not of the variant with attention in fp8"):
@@ -337,7 +345,7 @@ def on_a_gpu(
             yield json.loads(comparison.model_dump_json())
             return
         folder = Path(json.loads(job)["folder"])
-        attention = (folder / "model").read_text() if folder.name == "mmdit-fp8" else "none"
+        attention = (folder / "model.plan").read_text() if folder.name == "mmdit-fp8" else "none"
         step = {"none": 40.0, "fp16": 30.0, "fp8": 25.0}[attention]
         shapes = {"latent": [2, 16, 128, 128]} if "mmdit" in folder.name else {"input_ids": [1, 77]}
         yield {"profile": 0, "shapes": shapes, "milliseconds": times(step)}
@@ -359,7 +367,7 @@ class Stages:
         known = ("onnx", "fp8", "fp16", "gate")
         self.ran.append(" ".join([module, *(word for word in words if word in known)]))
         self.words.append(list(words))
-        engine = self.layout.engine("hopper", "mmdit", Precision.FP8) / "model"
+        engine = self.layout.engine("hopper", "mmdit", Precision.FP8) / "model.plan"
         if self.ran[-1] == "export fp8":
             self.attention = (
                 read_policy(Path(words[words.index("--policy") + 1])).attention_on("hopper").value
@@ -407,7 +415,7 @@ def test_both_attentions_are_made_and_judged_and_the_better_one_stays(
     found, error = checked(tmp_path)
     assert error is None
     assert stages.ran == ["export onnx", "engines fp16", *2 * ["export fp8", "engines fp8", "quality gate"]]
-    assert (layout.engine("hopper", "mmdit", Precision.FP8) / "model").read_text() == "fp16"
+    assert (layout.engine("hopper", "mmdit", Precision.FP8) / "model.plan").read_text() == "fp16"
     assert found.kept == "fp16" and "attention in fp8 is out: SSIM" in found.verdict
     assert len(found.comparisons) == 3 and found.torch[0]["error"] == "late"
     assert len(list((tmp_path / "out" / "step-times").iterdir())) == 3
@@ -460,7 +468,7 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on(
     found, error = checked(tmp_path)
     assert error is not None and "mmdit fp8 attention-fp8: `python -m" in error
     assert found.kept == "fp16" and "attention in fp8 is out: `python -m" in found.verdict and found.torch
-    assert (layout.engine("hopper", "mmdit", Precision.FP8) / "model").read_text() == "fp16"
+    assert (layout.engine("hopper", "mmdit", Precision.FP8) / "model.plan").read_text() == "fp16"
     assert "| TensorRT fp8 attention-fp8 | | `python -m" in page(found)
 
 
