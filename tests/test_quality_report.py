@@ -228,11 +228,11 @@ def judged(folder, miniature, tmp_path) -> Layout:
 
 
 def write_export(layout: Layout, audit: dict) -> None:
-    """The FP8 ONNX folder with its audit, which the engine says it was made from."""
+    """The FP8 ONNX folder with its audit, as what the engine was made from."""
     manifest = Manifest(kind="onnx", checkpoint="one", made_from={}, settings={}, versions={})
     with whole(layout.onnx("mmdit", Precision.FP8), manifest) as partial:
-        (partial / "audit.json").write_text(json.dumps(audit))
         (partial / "model.onnx").write_text("a graph")
+        (partial / "audit.json").write_text(json.dumps(audit))
     path = layout.engine("hopper", "mmdit", Precision.FP8) / "manifest.json"
     made_from = {"model.onnx": manifest.files["model.onnx"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"made_from": made_from}))
