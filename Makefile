@@ -148,8 +148,10 @@ bench: $(READY) ## the miniature's picture through Triton, timed beside diffuser
 gpu-reference: $(READY) ## torch's milliseconds per step on this machine's GPU, a floor for TensorRT: REFERENCE_OPTIONS=
 	@$(RUN) -m measure reference $(REFERENCE_OPTIONS)
 
-gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MODEL's engines, FP16 and FP8: POLICY= SHAPES=
-	@$(RUN) -m measure check $(MODEL_AND_TARGET) $(call given,SHAPES,shapes) $(call given,POLICY,policy) $(GATE)
+gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MODEL's engines, FP16 and FP8: POLICY= SHAPES= PROFILE= PROMPTS= COUNT=
+	@$(RUN) -m measure check $(MODEL_AND_TARGET) $(call given,SHAPES,shapes) $(call given,POLICY,policy) \
+	$(call given,ONNX_OPTIONS,onnx-options) $(call given,FP8_OPTIONS,fp8-options) \
+	$(call given,CALIBRATION,calibration) $(call given,ENGINE_OPTIONS,engine-options) $(GATE)
 
 train: $(READY) ## train the miniature for MINUTES, from where it stopped, in training/
 	@$(RUN) -m miniature train --minutes $(MINUTES)

@@ -6,13 +6,14 @@ python -m measure check --model … --target hopper            TensorRT's engine
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
+from measure.check_page import BEFOREHAND
 from measure.geometry import MODELS, VARIANTS
-from measure.record import MEASUREMENTS
 from measure.reference import Asked, reference
-from mmdit.artifact import BUILD
+from mmdit.artifact import BUILD, MEASUREMENTS, shown
 from mmdit.errors import run_command
 
 
@@ -24,12 +25,16 @@ def main(argv: list[str] | None = None) -> int:
         from measure import check
 
         gate = [(name, getattr(arguments, name)) for name in ("profile", "prompts", "count")]
+        calibration = ["--calibration", str(arguments.calibration)] if arguments.calibration else []
         asked = check.Asked(
             model=arguments.model,
             target=arguments.target,
             build=arguments.build,
             policy=arguments.policy,
             shapes=arguments.shapes,
+            onnx=arguments.onnx_options,
+            fp8=[*arguments.fp8_options, *calibration],
+            engines=arguments.engine_options,
             gate=[word for name, value in gate if value for word in (f"--{name}", value)],
             rows=arguments.rows,
             minutes=arguments.minutes,
@@ -62,9 +67,15 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--rows", type=_rows, default=(1, 2, 4, 8), metavar="N,N", help="default: 1,2,4,8")
     common.add_argument(
-        "--minutes", type=float, default=9.5, metavar="N", help="the most of a part (default: %(default)g)"
+        "--minutes",
+        type=float,
+        default=9.5,
+        metavar="N",
+        help="the most that each variant in torch may take; nothing else obeys it (default: %(default)g)",
     )
-    common.add_argument("--out", type=Path, default=MEASUREMENTS, metavar="DIR", help="default: %(default)s")
+    common.add_argument(
+        "--out", type=Path, default=MEASUREMENTS, metavar="DIR", help=f"default: {shown(MEASUREMENTS)}"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     own = commands.add_parser(
         "reference",
@@ -85,15 +96,29 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         "check",
         parents=[common],
         help="a model's TensorRT engines, in FP16 and FP8, beside torch",
-        description="Build the engines in FP16 and FP8, the latter with attention in FP16 and in FP8; judge "
-        "their pictures, compare their outputs, time them beside torch, and keep the faster FP8 engine that "
-        "passes the gate. Needs a GPU and TensorRT.",
+        description="Everything about a model's engines that only a GPU can tell. " + BEFOREHAND,
+        epilog="Needs a GPU, TensorRT and a CUDA build of torch. Ends with status 2 when an engine could not "
+        "be made, run or compared or is too far from its ONNX file; the gate's verdict on FP8 is only told.",
     )
     check.add_argument("--model", default="miniature", help="default: %(default)s")
     check.add_argument("--target", default="auto", help="auto, hopper, ada (default: %(default)s)")
     check.add_argument("--build", type=Path, default=BUILD, metavar="DIR", help="where artifacts lie")
     check.add_argument("--shapes", metavar="NAME", help="the shape set (default: the model's own size)")
     check.add_argument("--policy", type=Path, metavar="FILE", help="rules before export/policy.toml's")
+    for name, stage in (("onnx", "export onnx"), ("fp8", "export fp8"), ("engine", "engines build")):
+        check.add_argument(
+            f"--{name}-options",
+            type=shlex.split,
+            default=[],
+            metavar="'…'",
+            help=f"more of `python -m {stage}`, as the deployed engines were made, in one word after =",
+        )
+    check.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="a saved calibration.json; it is of one policy: the other FP8 variant will fail, and be told",
+    )
     check.add_argument("--profile", help="of the gate")
     check.add_argument("--prompts", metavar="FILE", help="of the gate")
     check.add_argument("--count", metavar="N", help="pictures of the gate")

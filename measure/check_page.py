@@ -1,4 +1,4 @@
-"""What gpu-check found: the record, and the page made from it, the table that matters first."""
+"""What gpu-check will do, and what it found: the record, and the page made from it, its main table first."""
 
 from typing import Any
 
@@ -6,6 +6,13 @@ from pydantic import BaseModel, ConfigDict
 
 from mmdit.family import VAE_SCALE
 from mmdit.step_times import StepTimes
+
+BEFOREHAND = """\
+It exports the model, builds every component in FP16 and the MMDiT twice in FP8 (attention's products in FP16,
+and in FP8), compares each with ONNX Runtime on the CPU, runs the quality gate on both, times all of it beside
+torch, and leaves the faster FP8 engine that passes in place. It takes hours: two calibrations, the builds,
+two gates. Both FP8 variants are kept on disk: by the weights about 40 GB for SD3.5 Medium and 90 GB for
+Large, with the ONNX files and without the checkpoint. What is up to date is not made again."""
 
 
 class Plan(BaseModel):
@@ -66,6 +73,27 @@ class CheckRecord(BaseModel):
         self.plans[name] = Plan()
         return self.plans[name]
 
+    def too_far(self, name: str) -> list[str] | None:
+        """Why a plan's outputs are not ONNX Runtime's; None where they were not compared."""
+        component, _, variant = name.partition(" ")
+        found = [
+            each
+            for each in self.comparisons
+            if each["variant"] == variant and each["component"] in ("", component)
+        ]
+        told = [f"{each.get('output', 'outputs')}: {each['failure']}" for each in found if each["failure"]]
+        return told if found else None
+
+    def failures(self) -> list[str]:
+        """Engines that could not be made, run or compared, or are too far; not what the gate refused."""
+        ended = [f"{name}: {plan.error}" for name, plan in self.plans.items() if plan.error]
+        far = [
+            f"{' '.join(_compared(each)[:2]).strip()}: {each['failure']}"
+            for each in self.comparisons
+            if each["failure"]
+        ]
+        return ended + far
+
 
 def best(point: dict[str, Any]) -> float:
     """The median milliseconds of a point, with a CUDA graph where that is faster."""
@@ -97,8 +125,9 @@ _TORCH_BOUNDS = {"fp8": "mmdit fp8 attention-fp16"}  # torch's variant ends in i
 def table(record: CheckRecord) -> list[str]:
     """Each variant at each number of rows, beside the roofline's bound, which no engine is faster than."""
     lines = [
-        "| variant | rows | ms per step | with CUDA graph | over FP16 | SSIM, gate | GB | of the bound |",
-        "|---|---|---|---|---|---|---|---|",
+        "| variant | rows | ms per step | with CUDA graph | over FP16 | SSIM, gate | outputs "
+        "| GB taken | GB, torch's peak | of the bound |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     base = {rows: best(point) for rows, point in record.plans.get("mmdit fp16", Plan()).rows().items()}
 
@@ -116,19 +145,21 @@ def table(record: CheckRecord) -> list[str]:
             continue
         variant = name.replace("mmdit", "TensorRT")
         if plan.error:
-            lines.append(f"| {variant} | | {plan.error} | | | | | |")
+            lines.append(f"| {variant} | | {plan.error} | | | | | | | |")
         gate = _gate(record.gates.get(name.partition("attention-")[2]))
+        far = record.too_far(name)
+        outputs = "" if far is None else "FAILED" if far else "within bounds"
         for rows, point in sorted(plan.rows().items()):
             graph = point.get("graph", {}).get("median")
             plain, memory = point["milliseconds"]["median"], plan.facts.get("gpu_bytes")
-            add(variant, rows, plain, graph, gate, _gigabytes(memory))
+            add(variant, rows, plain, graph, gate, outputs, _gigabytes(memory), "")
     for row in record.torch:
         variant = f"torch {row['variant']}"
         if "milliseconds" in row:
             memory = _gigabytes(row["peak_bytes"])
-            add(variant, row["rows"], row["milliseconds"], None, row.get("note", ""), memory)
+            add(variant, row["rows"], row["milliseconds"], None, row.get("note", ""), "", "", memory)
         else:
-            lines.append(f"| {variant} | {row['rows']} | {row['error']} | | | | | |")
+            lines.append(f"| {variant} | {row['rows']} | {row['error']} | | | | | | | |")
     return lines
 
 
@@ -147,6 +178,13 @@ def page(record: CheckRecord) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in record.machine.items() if value)
     lines = [f"# {record.model} for {record.target}", "", f"{record.date}; {machine}.", ""]
     lines += [f"    {record.command}", "", *table(record), ""]
+    lines += [
+        "GB taken: what the plan, its context and one call's tensors took of the GPU's free memory. torch's",
+        "peak: the most that its tensors held at once, weights included, without what its allocator keeps.",
+        "",
+    ]
+    if failures := record.failures():
+        lines += ["Failed:", "", *(f"- {failure}" for failure in failures), ""]
     if record.verdict:
         lines += [f"{'Kept' if record.kept else 'None kept'}: {record.verdict}.", ""]
     if record.policy:
@@ -168,7 +206,8 @@ def page(record: CheckRecord) -> str:
             lines.append(f"| {name} | " + " | ".join([*told_counts, str(found["softmax_alone"])]) + " |")
     lines += ["", "## Outputs against ONNX Runtime on the CPU", ""]
     lines += [
-        "‖difference‖ / ‖output‖. Bound: 3·√2 times the larger of both errors against torch in FP32.",
+        "‖difference‖ / ‖output‖. Bound in FP16: 3·√2 times the larger of both errors against torch in FP32.",
+        "In FP8, where both run the same scales: 1.5 times the error of the FP8 file in ONNX Runtime.",
         "",
     ]
     lines += ["| engine | output | relative | cosine | torch FP16 | ONNX Runtime | bound | |"]

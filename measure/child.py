@@ -20,10 +20,10 @@ class Ended(Exception):
     """The process did not come to its end; says why, with the last line that it wrote to stderr."""
 
 
-def lines(module: str, *arguments: str, minutes: float = 60) -> Iterator[dict[str, Any]]:
+def lines(module: str, *arguments: str, minutes: float, advice: str) -> Iterator[dict[str, Any]]:
     """Run a module and yield each line of JSON that it prints, when it prints it.
 
-    Raises Ended for an exit status other than 0, and when it takes longer than `minutes`.
+    Raises Ended for an exit status other than 0, and, with `advice`, when it takes longer than `minutes`.
     """
     late = threading.Event()
     with (
@@ -55,7 +55,7 @@ def lines(module: str, *arguments: str, minutes: float = 60) -> Iterator[dict[st
             timer.cancel()
             child.kill()
         if late.is_set():
-            raise Ended(f"not within {minutes:g} minutes: run it again, torch keeps what it compiled")
+            raise Ended(f"not within {minutes:g} minutes: {advice}")
         if status:
             said.seek(0)
             last = (said.read().strip().splitlines() or ["it said nothing"])[-1]

@@ -68,7 +68,7 @@ def comparisons(job: Job) -> Iterator[Comparison]:
             if "pooled" in ways["onnxruntime"]:
                 pooled[source.component] = ways["onnxruntime"]["pooled"]
         if judged:
-            yield from compared(source.component, **ways)
+            yield from compared(source.component, job.precision, **ways)
 
 
 def _contract(folder: Path, component: str, family: Family) -> tuple[Signature, ShapeSet]:

@@ -13,7 +13,6 @@ from mmdit.errors import ArtifactError, first_line
 from mmdit.gpus import card_named
 from mmdit.step_times import StepTimes, write
 
-MEASUREMENTS = Path(__file__).resolve().parent.parent / "docs" / "measurements"
 _KEY = ("model", "variant", "size", "rows")
 
 

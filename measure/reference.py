@@ -74,7 +74,7 @@ def machine(device: str) -> dict[str, str | None]:
     Raises TargetError where torch is not there or has no GPU.
     """
     try:
-        (found,) = lines("measure.part")
+        (found,) = lines("measure.part", minutes=10, advice="does `nvidia-smi` answer?")
     except Ended as error:
         raise TargetError(
             f"torch, diffusers and modelopt cannot be imported ({error}): `make setup`, or "
@@ -95,7 +95,8 @@ def rows_of(part: Part, minutes: float) -> Iterator[dict[str, Any]]:
     """Run a part in a child process and yield its rows; those that it did not come to yield an error."""
     waiting = sorted(part.rows)
     try:
-        for row in lines("measure.part", part.model_dump_json(), minutes=minutes):
+        advice = "run it again, torch keeps what it compiled"
+        for row in lines("measure.part", part.model_dump_json(), minutes=minutes, advice=advice):
             waiting.remove(row["rows"])
             yield row
     except Ended as error:

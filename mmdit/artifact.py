@@ -24,6 +24,7 @@ from mmdit.progress import Progress
 
 MANIFEST = "manifest.json"
 BUILD = Path(__file__).resolve().parent.parent / "build"
+MEASUREMENTS = BUILD.parent / "docs" / "measurements"
 _HASHES = BUILD / ".sha256.json"
 _HASHES_KEPT = 4096
 _CHUNK = 1 << 22

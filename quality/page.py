@@ -6,6 +6,7 @@ from typing import Any
 
 from quality.chart import velocity_chart
 from quality.figure import FIGURES
+from quality.gpu_check import summary
 from quality.layers import layer_tables
 from quality.pictures import picture_table
 
@@ -34,8 +35,11 @@ summary { cursor: pointer; margin: .8em 0; color: #475569 }
 """
 
 
-def page(content: dict[str, Any], folder: Path, audit: Any) -> str:
-    """The whole page; `content` is gate.json, `folder` holds its pictures, `audit` the export's layers."""
+def page(content: dict[str, Any], folder: Path, audit: Any, check: Path | None = None) -> str:
+    """The whole page; `content` is gate.json, `folder` holds its pictures, `audit` the export's layers.
+
+    `check` is the page of gpu-check, where there is one.
+    """
     title = f"FP8 report: {content['model']}, {content['target']}"
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
@@ -53,6 +57,7 @@ def page(content: dict[str, Any], folder: Path, audit: Any) -> str:
         layer_tables(audit),
         "<h2>Sizes</h2>",
         _sizes(content["engine_bytes"]),
+        f"<h2>On a GPU, beside torch</h2>{summary(check)}" if check else "",
         "<h2>Made with</h2>",
         _settings(content),
         "</html>",

@@ -8,19 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from engines.source import MODEL
-from mmdit.artifact import Layout, Manifest, digest, read_manifest, require, sha256, shown, whole
+from mmdit.artifact import (
+    MEASUREMENTS,
+    Layout,
+    Manifest,
+    digest,
+    read_manifest,
+    require,
+    sha256,
+    shown,
+    whole,
+)
 from mmdit.contract import Precision
 from mmdit.errors import ArtifactError
 from quality.gate import GATE
+from quality.gpu_check import newest
 from quality.subject import Subject
 
 PAGE = "index.html"
 AUDIT = "audit.json"
-_CODE = [Path(__file__).with_name(f"{name}.py") for name in ("report", "page", "pictures", "chart", "layers")]
+_PARTS = ("report", "page", "pictures", "chart", "layers", "gpu_check")
+_CODE = [Path(__file__).with_name(f"{name}.py") for name in _PARTS]
 
 
-def report(layout: Layout, target: str) -> Path:
+def report(layout: Layout, target: str, measurements: Path = MEASUREMENTS) -> Path:
     """Write the page unless it is up to date, and give its path.
+
+    What gpu-check last found lies in `measurements`.
 
     Raises ArtifactError when the gate was not run, or was run on other engines than those that are there.
     """
@@ -39,10 +53,12 @@ def report(layout: Layout, target: str) -> Path:
     if any(exported.get(name) != made_from[name] for name in made_from if name.startswith(MODEL)):
         raise ArtifactError(f"{shown(onnx)} is not what the FP8 engine was made from: run `{make}`")
     audit = onnx / AUDIT
+    check = newest(measurements, layout.name, target)
     manifest = Manifest(
         kind="report",
         checkpoint=gate.checkpoint,
-        made_from={"quality": digest(gate.files)} | {AUDIT: sha256(audit)},
+        made_from={"quality": digest(gate.files), AUDIT: sha256(audit)}
+        | ({check.name: sha256(check)} if check else {}),
         settings={"target": target, "code": digest([path.read_text() for path in _CODE])},
         versions=gate.versions,
     )
@@ -55,6 +71,6 @@ def report(layout: Layout, target: str) -> Path:
     content: dict[str, Any] = json.loads((folder / GATE).read_text(encoding="utf-8"))
     layers = json.loads(audit.read_text(encoding="utf-8"))
     with whole(layout.report, manifest) as partial:
-        (partial / PAGE).write_text(page(content, folder, layers), encoding="utf-8")
+        (partial / PAGE).write_text(page(content, folder, layers, check), encoding="utf-8")
     print(f"report: written ({reason}): {shown(layout.report / PAGE)}")
     return layout.report / PAGE

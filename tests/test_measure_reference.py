@@ -10,6 +10,7 @@ import pytest
 
 from measure import part as part_module
 from measure.__main__ import main
+from measure.child import Ended, lines
 from measure.geometry import TOY, VARIANTS
 from measure.part import Part
 from measure.record import Record, opened, page, peak_seconds, save, slug, step_times
@@ -123,7 +124,14 @@ def test_a_crash_becomes_rows_that_say_so(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_part_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     child(monkeypatch, "import time; print('{\"rows\": 1}', flush=True); time.sleep(60)")
     found = list(rows_of(PART, minutes=0.02))
-    assert found[1]["error"].startswith("not within 0.02 minutes")
+    assert found[1]["error"] == "not within 0.02 minutes: run it again, torch keeps what it compiled"
+
+
+def test_advice_about_time_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every process compiles."""
+    child(monkeypatch, "import time; time.sleep(60)")
+    with pytest.raises(Ended, match=r"not within 0\.005 minutes: has it the cores\?"):
+        list(lines("measure.outputs", minutes=0.005, advice="has it the cores?"))
 
 
 def test_lack_of_memory_names_the_rows_and_ends_the_part(

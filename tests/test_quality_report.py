@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from test_serve_repository import write_engines
 
+from measure.check_page import CheckRecord
+from measure.check_page import page as check_page
 from mmdit.artifact import Layout, Manifest, whole
 from mmdit.contract import Precision
 from mmdit.errors import ArtifactError
@@ -239,11 +241,46 @@ def write_export(layout: Layout, audit: dict) -> None:
 def test_the_page_is_written_once_and_again_when_the_audit_changes(judged, capsys):
     """The layers are those of the file that the engine was made from."""
     write_export(judged, AUDIT)
-    assert "attn.2" in report(judged, "hopper").read_text()
-    report(judged, "hopper")
+    assert "attn.2" in report(judged, "hopper", judged.root).read_text()
+    report(judged, "hopper", judged.root)
     assert "report: up to date" in capsys.readouterr().out
     write_export(judged, AUDIT | {"rules": []})
-    assert "attn.2" not in report(judged, "hopper").read_text()
+    assert "attn.2" not in report(judged, "hopper", judged.root).read_text()
+
+
+def write_check(folder: Path, name: str, verdict: str, **other: Any) -> None:
+    """A record of gpu-check and its page, as measure/check_page.py makes them."""
+    record = CheckRecord(
+        date=name[:10],
+        command="python -m measure check",
+        machine={"gpu": "NVIDIA H100 80GB HBM3"},
+        model="miniature",
+        target="hopper",
+        verdict=verdict,
+        kept="fp16",
+        torch=[{"variant": f"<{name}>", "rows": rows, "error": "late"} for rows in range(1, 9)],
+    ).model_copy(update=other)
+    (folder / f"{name}.json").write_text(record.model_dump_json())
+    (folder / f"{name}.md").write_text(check_page(record))
+
+
+def test_the_newest_gpu_check_of_the_model_is_summed_up(judged, tmp_path):
+    """Name, date, verdict and the first rows; not another model's or target's, nor one that is damaged."""
+    write_export(judged, AUDIT)
+    folder = tmp_path / "measurements"
+    folder.mkdir()
+    assert "beside torch" not in report(judged, "hopper", folder).read_text()
+    write_check(folder, "2026-11-20-gpu-check-h100-miniature", "the older")
+    write_check(folder, "2026-11-22-gpu-check-h100-miniature", "the newer & faster")
+    write_check(folder, "2026-11-23-gpu-check-h100-large", "a larger", model="large")
+    write_check(folder, "2026-11-24-gpu-check-l40s-miniature", "a smaller", target="ada")
+    (folder / "2026-11-25-gpu-check-h100-miniature.json").write_text("{")
+    text = report(judged, "hopper", folder).read_text()
+    section = text[text.index("<h2>On a GPU, beside torch") : text.index("<h2>Made with")]
+    assert "2026-11-22, NVIDIA H100 80GB HBM3: kept: the newer &amp; faster." in section
+    assert "docs/measurements/2026-11-22-gpu-check-h100-miniature.md" in section
+    assert "<th>ms per step" in section and section.count("<tr>") == 1 + 6
+    assert "torch &lt;2026-11-22" in section and "older" not in section
 
 
 def test_layers_of_another_file_than_the_engines_are_not_reported(judged):
@@ -252,7 +289,7 @@ def test_layers_of_another_file_than_the_engines_are_not_reported(judged):
     path = judged.engine("hopper", "mmdit", Precision.FP8) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"made_from": {"model.onnx": "other"}}))
     with pytest.raises(ArtifactError, match=r"onnx-fp8/mmdit is not what the FP8 engine was made from"):
-        report(judged, "hopper")
+        report(judged, "hopper", judged.root)
 
 
 def test_a_gate_about_other_engines_is_not_reported(judged):
@@ -261,7 +298,7 @@ def test_a_gate_about_other_engines_is_not_reported(judged):
     changed = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(changed | {"files": {"model.plan": "1" * 64}}))
     with pytest.raises(ArtifactError, match=r"about other engines .*mmdit-fp8/model.plan.*run `make gate"):
-        report(judged, "hopper")
+        report(judged, "hopper", judged.root)
 
 
 def test_without_a_gate_the_command_that_makes_it_is_named(tmp_path):
