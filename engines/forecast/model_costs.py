@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engines.checks.graph import load
 from engines.forecast.costs import Costs, costs
 from engines.source import Source
+from mmdit.artifact import MEASUREMENTS
 from mmdit.contract import Precision, components, dims_at, dims_vary
 from mmdit.errors import ArtifactError, first_line
 from mmdit.family import Family
 from mmdit.shapes import ShapeSet, Size, shape_set
 
 PUBLISHED = ("medium", "large")  # SD3.5's geometries whose costs lie in docs/measurements
-_MEASUREMENTS = Path(__file__).resolve().parents[2] / "docs/measurements"
 
 
 class Entry(BaseModel):
@@ -75,7 +75,7 @@ def sizes_planned(shapes: ShapeSet) -> list[Size]:
 
 def costs_file(model: str) -> Path:
     """Where the costs of a published model lie."""
-    return _MEASUREMENTS / f"costs-{model}.json"
+    return MEASUREMENTS / f"costs-{model}.json"
 
 
 def published() -> list[ModelCosts]:
