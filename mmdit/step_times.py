@@ -1,7 +1,7 @@
 """Milliseconds of one `mmdit` call by its rows: measured on a GPU, or the roofline's lower bound.
 
-A table is a small JSON file. Who measures writes it, the roofline writes it, and the serving benchmarks'
-stand-in engine reads it:
+A table is a small JSON file. `make gpu-check` and `make gpu-reference` write what they measure; the packager
+hands what was measured to the step scheduler, and simulated engines take their times from either:
 
     {"gpu": "H100 80 GB", "model": "sd35-large", "precision": "fp8", "size": [1024, 1024],
      "source": "roofline", "milliseconds": {"1": 19.4, "2": 38.8, "4": 77.6}}

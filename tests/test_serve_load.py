@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from simulation import Arrival, Curve, Served, poisson, serve
 
-from serve.inside.sharing import rows_worth
+from engines.forecast.model_costs import published
+from engines.forecast.roofline import FP8, step_times
+from mmdit.gpus import CARDS
+from serve.inside.sharing import milliseconds_of, rows_worth
 
 SMALL, WIDE = (4, 4), (6, 4)
 
@@ -17,6 +20,13 @@ def sub_linear(rows: int) -> float:
 def linear(rows: int) -> float:
     """A large model at 1024²: the GPU is full with one request."""
     return 19.4 * rows
+
+
+def large_at_1024(rows: int) -> float:
+    """The roofline of SD3.5 Large on an H100, as a table of step times that a stand-in engine reads."""
+    large = next(model for model in published() if model.family.variant == "large")
+    times = step_times(large, CARDS[0], FP8, (1024, 1024))
+    return milliseconds_of(times.milliseconds, rows)
 
 
 def worth(curve: Curve, most: int = 16) -> int:
@@ -71,6 +81,12 @@ def test_at_70_percent_load_the_slowest_twentieth_waits_less_than_half_as_long()
     together = serve(arrivals, sub_linear, shared(sub_linear)).latencies
     one = serve(arrivals, sub_linear, alone, calls=1).latencies
     assert np.percentile(together, 95) <= 0.5 * np.percentile(one, 95)
+
+
+def test_large_at_1024_is_served_as_a_queue():
+    """Its GPU is full with one request: another pair of rows saves less than a tenth."""
+    assert worth(large_at_1024, most=8) == 2
+    assert large_at_1024(2) == pytest.approx(39.6, abs=0.1)
 
 
 @pytest.mark.parametrize("load", [0.5, 0.7, 0.9])
