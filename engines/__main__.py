@@ -14,6 +14,7 @@ from engines.engine import Build, engine, up_to_date
 from engines.plans.options import Options
 from engines.plans.refit import refit
 from engines.source import Source, check_attention, sources
+from engines.table import table
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
@@ -25,14 +26,16 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command."""
     arguments = _parsed(argv)
     if arguments.command == "forecast":
-        return _forecast(arguments.model, arguments.build)
+        _forecast(arguments.model, arguments.build)
+        return
     precision = Precision(arguments.precision)
     gpu, tensorrt = targets.find_gpu(), targets.tensorrt_version()
     target, why = targets.resolve(arguments.target, gpu, tensorrt)
     print(f"target {target.name}: {why}")
     for warning in target.warnings(precision):
         print(f"warning: {warning}", file=sys.stderr)
-    if arguments.command == "build" and arguments.check:
+    building = arguments.command == "build"
+    if building and arguments.check:
         if target.missing and arguments.check == "here":
             raise TargetError(
                 f"target {target.name!r} cannot be built here: {target.missing}; `make engines "
@@ -41,44 +44,51 @@ def main(argv: list[str] | None = None) -> None:
         return
     if not target.fp8:
         precision = Precision.FP16
-
     layout = Layout(arguments.model, arguments.build)
     found, family = sources(layout, arguments.model, precision)
-    for source in found:
-        check_attention(source, target.name)
-    if arguments.command == "refit" and precision is Precision.FP8:  # the gate compares with FP16's
-        fp16, _ = sources(layout, arguments.model, Precision.FP16)
-        found += [each for each in fp16 if each.component == "mmdit" and _has_engine(each, layout, target)]
     build = Build(
         layout=layout,
         family=family,
-        shapes=shape_set(family, arguments.shapes if arguments.command == "build" else None),
+        shapes=shape_set(family, arguments.shapes if building else None),
         target=target,
-        options=_options(arguments),
+        options=_options(arguments) if building else Options(),
         gpu=gpu,
         tensorrt=tensorrt,
     )
+    rows = _built(found, build, precision) if building else _refitted(found, build, precision)
+    print(table(("component", "precision", "runtime", "size", "path"), rows))
+
+
+def _built(found: list[Source], build: Build, precision: Precision) -> list[tuple[str, ...]]:
+    """Check, then build what is not up to date; rows of a table. Raises TargetError if it cannot be built."""
+    for source in found:
+        check_attention(source, build.target.name)
     prepared: dict[str, Any] = {}
-    planned = target.runtime == "tensorrt" and arguments.command == "build"
-    if planned and (target.missing or not all(up_to_date(source, build) for source in found)):
+    if build.target.runtime == "tensorrt" and not all(up_to_date(source, build) for source in found):
         from engines.preparation import how_to_go_on, prepare
 
         prepared = prepare(found, build)
-    if target.missing:
-        if planned:
+        if build.target.missing:
             print(f"\n{how_to_go_on(build, precision)}")
-        raise TargetError(f"target {target.name!r} cannot be built here: {target.missing}")
-    rows = [("component", "precision", "runtime", "size", "path")]
-    for source in found:
-        refitting = arguments.command == "refit"
-        file = refit(source, build) if refitting else engine(source, build, prepared.get(source.component))
-        sizes = [path.stat().st_size for path in file.parent.iterdir() if path.name != MANIFEST]
-        megabytes = f"{sum(sizes) / 1e6:,.1f} MB"
-        rows.append((source.component, source.precision.value, target.runtime, megabytes, shown(file)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    if build.target.missing:
+        raise TargetError(f"target {build.target.name!r} cannot be built here: {build.target.missing}")
+    return [_row(source, build, engine(source, build, prepared.get(source.component))) for source in found]
+
+
+def _refitted(found: list[Source], build: Build, precision: Precision) -> list[tuple[str, ...]]:
+    """The same for stripped plans, with FP16's MMDiT if there is one: the gate compares FP8 with it."""
+    if precision is Precision.FP8:
+        fp16, _ = sources(build.layout, build.layout.model, Precision.FP16)
+        mmdit = next(source for source in fp16 if source.component == "mmdit")
+        if build.layout.engine(build.target.name, "mmdit", Precision.FP16).is_dir():
+            found = [*found, mmdit]
+    return [_row(source, build, refit(source, build)) for source in found]
+
+
+def _row(source: Source, build: Build, file: Path) -> tuple[str, ...]:
+    sizes = [path.stat().st_size for path in file.parent.iterdir() if path.name != MANIFEST]
+    megabytes = f"{sum(sizes) / 1e6:,.1f} MB"
+    return source.component, source.precision.value, build.target.runtime, megabytes, shown(file)
 
 
 def _forecast(model: str | None, build: Path) -> None:
@@ -182,13 +192,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _has_engine(source: Source, layout: Layout, target: targets.Target) -> bool:
-    return layout.engine(target.name, source.component, source.precision).is_dir()
-
-
 def _options(arguments: argparse.Namespace) -> Options:
-    if arguments.command != "build":
-        return Options()
     return Options(
         workspace_gib=arguments.workspace_gib,
         optimization_level=arguments.optimization_level,
