@@ -40,6 +40,11 @@ ifeq ($(filter fp8 fp16,$(PRECISION)),)
 $(error PRECISION=$(PRECISION) is unknown: expected fp8 or fp16)
 endif
 
+# GPUs before sm89 have no FP8
+ifneq ($(filter sm5% sm6% sm7% sm80 sm86 sm87,$(TARGET)),)
+override PRECISION := fp16
+endif
+
 SHELL := bash
 VENV := .venv
 READY := $(VENV)/.ready
@@ -95,7 +100,8 @@ forecast: $(READY) ## what fits which GPU, and lower bounds per step, before any
 
 # before hours of export: refuse a target that this machine cannot build, unless `engines` alone is asked for
 target: $(READY)
-	@$(RUN) -m engines build $(CHOSEN) --check $(if $(filter-out engines,$(MAKECMDGOALS)),here,known) >/dev/null
+	@$(RUN) -m engines build $(CHOSEN) $(call given,SHAPES,shapes) \
+	--check $(if $(filter-out engines,$(MAKECMDGOALS)),here,known) >/dev/null
 
 onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
 	@$(RUN) -m export onnx --model $(call quoted,MODEL) $(ONNX_OPTIONS)

@@ -18,7 +18,7 @@ from engines.table import table
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
-from mmdit.errors import TargetError, run_command
+from mmdit.errors import ContractError, TargetError, run_command
 from mmdit.shapes import NAMES, shape_set
 
 
@@ -36,6 +36,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     building = arguments.command == "build"
     if building and arguments.check:
+        if arguments.shapes not in (None, *NAMES):
+            raise ContractError(
+                f"shape set {arguments.shapes!r} is unknown: expected one of {', '.join(NAMES)}"
+            )
         if target.missing and arguments.check == "here":
             raise TargetError(
                 f"target {target.name!r} cannot be built here: {target.missing}; `make engines "
@@ -71,7 +75,10 @@ def _built(found: list[Source], build: Build, precision: Precision) -> list[tupl
         if build.target.missing:
             print(f"\n{how_to_go_on(build, precision)}")
     if build.target.missing:
-        raise TargetError(f"target {build.target.name!r} cannot be built here: {build.target.missing}")
+        raise TargetError(
+            f"target {build.target.name!r} cannot be built here: {build.target.missing}; everything before "
+            "the build passed"
+        )
     return [_row(source, build, engine(source, build, prepared.get(source.component))) for source in found]
 
 

@@ -123,12 +123,15 @@ def how_to_go_on(build: Build, precision: Precision) -> str:
         f"-m engines build --model {name} --target {target} --precision {precision.value} "
         f"--shapes {build.shapes.name}{build.options.words}"
     )
+    cards = [card.name for card in CARDS if card.target == target]
+    gpu = f"{target} GPU ({', '.join(cards)})" if cards else f"GPU of {target}"
+    gate = "(for FP8's quality gate also with --precision fp16), " if precision is Precision.FP8 else ""
     return (
-        f"All before the build is done. To go on, copy {folders} into a checkout on a machine with a GPU of "
-        f"{target},\nand there, with the TensorRT of the Triton that will serve:\n"
+        f"Everything before the build passed. To go on, copy {folders}\ninto a checkout on a machine with a "
+        f"{gpu}, and there,\nwith the TensorRT of the Triton that will serve:\n"
         "  make setup && .venv/bin/pip install tensorrt==VERSION\n"
         f"  .venv/bin/python {command}\n"
-        "(for FP8's quality gate also with --precision fp16), or in the container (deploy/README.md):\n"
+        f"{gate}or in the container (deploy/README.md):\n"
         '  BUILD="$PWD/build" docker compose -f deploy/compose.yaml run --rm build \\\n'
         f"    .venv/bin/python {command}"
     )

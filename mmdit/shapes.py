@@ -152,16 +152,13 @@ def shape_set(family: Family, name: str | None = None) -> ShapeSet:
         update={"t5_tokens": _USUAL_T5_TOKENS}
     )  # longer texts leave room for fewer rows
     budget = definition.rows * tokens(usual, definition.size)
-    corners = [
-        *((box[2], box[2]) for box in definition.boxes),
-        *definition.sizes,
-    ]
     limit = family.max_latent * VAE_SCALE
-    largest = max(max(corner) for corner in corners)
+    largest = _largest(definition)
     if largest > limit:
+        smaller = [other for other, each in _SHAPE_SETS.items() if _largest(each) <= limit]
         raise ContractError(
             f"shape set {name!r} goes up to {largest} pixels, but {family.name}'s position "
-            f"embedding covers {limit}: choose a smaller set"
+            f"embedding covers {limit}: choose {' or '.join(smaller) or 'another model'}"
         )
     boxes = [((low, low), (opt, opt), (high, high)) for low, opt, high in definition.boxes]
     boxes = boxes or _shared(family, definition.sizes)
@@ -178,6 +175,11 @@ def shape_set(family: Family, name: str | None = None) -> ShapeSet:
         sizes=definition.sizes,
         ranges=tuple(ranges),
     )
+
+
+def _largest(definition: _Definition) -> int:
+    sides = [side for size in definition.sizes for side in size]
+    return max(sides + [high for _, _, high in definition.boxes])
 
 
 def tokens(family: Family, size: Size) -> int:

@@ -77,7 +77,10 @@ class Server:
         plans; ArtifactError for a plan that is not what was packaged.
         """
         if not (repository / "manifest.json").is_file():
-            raise ServerError(f"{shown(repository)} is no packaged repository: run `make repository` first")
+            raise ServerError(
+                f"there is no packaged repository at {shown(repository)}: run `make repository` with this "
+                "MODEL, TARGET and PRECISION first"
+            )
         ports.check_free()
         self.repository = repository
         self.ports = ports

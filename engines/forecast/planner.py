@@ -155,14 +155,14 @@ def plan_table(plan: MemoryPlan) -> str:
         (
             each.component,
             _gb(each.weights),
-            " + ".join(f"{size / GB:.2f}" for size in each.activations) + " GB",
+            " + ".join(map(_gb, each.activations)),
             _gb(each.scores),
             _gb(each.serving),
             _gb(PROCESS + each.building),
         )
         for each in plan.components
     ]
-    header = ("component", "weights", "contexts", "scores, if not fused", "serving", "building")
+    header = ("component", "weights", "contexts", "attention scores, if not fused", "serving", "building")
     rows.append(("all", _gb(plan.disk), "", "", _gb(plan.serving), _gb(plan.building)))
     return table(header, rows)
 
@@ -213,4 +213,4 @@ def verdict(plan: MemoryPlan, memory: int) -> str:
 
 
 def _gb(size: float) -> str:
-    return f"{size / GB:.1f} GB"
+    return f"{size / GB:.1f} GB" if size >= GB / 10 or not size else f"{size / 1e6:.0f} MB"
