@@ -87,8 +87,10 @@ def save(record: Record, path: Path) -> None:
 def step_times(record: Record) -> list[StepTimes]:
     """Of each model, precision and size the milliseconds by rows, of whichever variant was faster.
 
-    Rows with a note are not what their variant says, and stay out.
+    Rows with a note are not what their variant says, and stay out, as does all that a CPU tried at toy size.
     """
+    if not record.machine["gpu"]:
+        return []
     best: dict[tuple[Any, ...], dict[int, float]] = {}
     for row in record.rows:
         if "milliseconds" in row and "note" not in row:
@@ -97,7 +99,7 @@ def step_times(record: Record) -> list[StepTimes]:
             table[row["rows"]] = min(row["milliseconds"], table.get(row["rows"], row["milliseconds"]))
     return [
         StepTimes(
-            gpu=record.machine["gpu"] or "cpu",
+            gpu=record.machine["gpu"],
             model=model,
             precision=f"{precision}, torch",
             size=(height, width),
@@ -123,17 +125,22 @@ def page(record: Record) -> str:
     """The record as Markdown."""
     machine = record.machine
     lines = [
-        f"# torch on {machine['gpu'] or 'a CPU, a toy: these are no measurements'}",
+        f"# torch on {machine['gpu'] or 'a CPU, at toy size: these are not measurements'}",
         "",
         f"{record.date}; " + ", ".join(f"{name} {value}" for name, value in machine.items() if value) + ".",
-        "Random weights of SD3.5's geometry, 333 tokens of text. Milliseconds of a step: the median of",
-        "several after a warm-up, between CUDA events, with the least and the most; memory: the most that",
-        "torch held while it ran, weights included. Peak: the FLOPs at the card's dense peaks over the time.",
-        "FP8 is ModelOpt's real quantization: FP8 products in the blocks' linears, FP16 elsewhere.",
+    ]
+    if machine["gpu"]:
+        lines += [
+            "Random weights of SD3.5's geometry, 333 tokens of text. Milliseconds of a step: the median",
+            "of several after a warm-up, between CUDA events, with the least and the most; memory: the",
+            "most that torch held while it ran, weights included. Peak: the FLOPs at the card's dense peaks",
+            "over the time. FP8 is ModelOpt's real quantization: FP8 products in the blocks' linears.",
+        ]
+    lines += [
         "",
         f"    {record.command}",
         "",
-        "| model | size | variant | rows | ms per step | least to most | GB | TFLOP/s | of the peak | |",
+        "| model | size | variant | rows | ms per step | least to most | GB | TFLOP/s | of the peak | note |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(record.rows, key=lambda row: (row["model"], row["size"], row["variant"], row["rows"])):
