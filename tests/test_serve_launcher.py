@@ -149,7 +149,7 @@ def test_a_number_that_is_no_port_is_named(fp16_repository, tmp_path):
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path):
     """With the command that makes one."""
-    with pytest.raises(ServerError, match="run `make repository` first"):
+    with pytest.raises(ServerError, match="run `make repository` with this MODEL"):
         Server(tmp_path, Ports.free(), tmp_path / "server.log")
 
 
