@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmdit import artifact, target
 from mmdit.artifact import Layout
 from mmdit.contract import Precision
 from mmdit.errors import run_command
@@ -139,6 +140,53 @@ def denoising(miniature):
         }
 
     return inputs
+
+
+@pytest.fixture
+def tiny_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five tiny ONNX artifacts, and the MMDiT in FP8 too, in a build folder; no GPU is found."""
+    from tiny_model import save_tiny_model
+
+    monkeypatch.setattr(artifact, "_HASHES", tmp_path / "build" / ".sha256.json")
+    monkeypatch.setattr(target, "find_gpu", lambda: None)
+    (tmp_path / "build").mkdir()
+    save_tiny_model(tmp_path / "build")
+    return tmp_path / "build"
+
+
+@pytest.fixture(scope="module")
+def ranges(build) -> dict[str, float]:
+    """The miniature's calibrated ranges."""
+    from export.calibration import CALIBRATION_FILE, Calibration
+
+    return Calibration.model_validate_json((build.calibration / CALIBRATION_FILE).read_text()).amax
+
+
+@pytest.fixture(scope="module")
+def quantized(miniature) -> Callable:
+    """Ranges, and a type, to the module with ModelOpt's fake quantization."""
+    import export.quiet  # noqa: F401  isort: skip
+    import torch
+
+    from export.checkpoint import linears
+    from export.fp8_from_calibration import quantized_module
+    from export.policy import AttentionPrecision, read_policy
+    from export.remedies import Remedies
+
+    decisions = read_policy().decide(linears(miniature))
+
+    def module(ranges: dict[str, float], dtype: torch.dtype = torch.float16) -> torch.nn.Module:
+        return quantized_module(miniature, decisions, AttentionPrecision.FP16, Remedies(), ranges, dtype)
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def fake_quantized(quantized, ranges):
+    """ModelOpt's module in FP32, so that its own rounding to FP16 is no part of a comparison."""
+    import torch
+
+    return quantized(ranges, torch.float32)
 
 
 @pytest.fixture

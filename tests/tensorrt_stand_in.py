@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import NonCallableMagicMock
 
-from test_engines_onnxruntime import FAMILY, ROOT, SIGNATURES
+from tiny_model import FAMILY, ROOT, SIGNATURES
 
 from mmdit.contract import profiles
 from mmdit.shapes import ShapeSet, shape_set

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tensorrt_stand_in import SHAPES, bindings
-from test_engines_onnxruntime import FAMILY, save_source
+from tiny_model import FAMILY, save_source
 
 from engines.engine import Build, engine
 from engines.plans.options import Options

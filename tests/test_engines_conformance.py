@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tensorrt_stand_in import VERSIONS, real_bindings, told_by
-from test_engines_onnxruntime import ROOT
+from tiny_model import ROOT
 
 _CLASSES = {
     "builder": "Builder",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tensorrt_stand_in import VERSIONS, Stage, real_bindings, told_by
-from test_engines_onnxruntime import FAMILY, SIGNATURES, save_source
+from tiny_model import FAMILY, SIGNATURES, save_source
 
 from engines.plans.options import Options
 from engines.plans.plan_from_onnx import plan_from_onnx

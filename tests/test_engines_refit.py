@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tensorrt_stand_in import SHAPES, VERSIONS, Stage, real_bindings, told_by
-from test_engines_onnxruntime import FAMILY, SIGNATURES, save_source, tiny_graph
+from tiny_model import FAMILY, SIGNATURES, save_source, tiny_graph
 
 import engines.engine as engine_module
 import engines.plans.refit as refit_module

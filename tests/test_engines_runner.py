@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorrt_stand_in import VERSIONS, real_bindings, stand_in, told_by
-from test_engines_onnxruntime import save_source
+from tiny_model import save_source
 
 from engines.__main__ import main
 from engines.runner import runner

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from test_engines_onnxruntime import ROOT, build, engines  # noqa: F401  (build is a fixture)
+from tiny_model import ROOT, engines
 
 import engines.engine as engine_module
 from mmdit import target
@@ -104,7 +104,7 @@ def test_only_a_gpu_without_fp8_or_newer_than_the_policy_draws_a_warning() -> No
 
 
 def test_a_gpu_without_fp8_gets_fp16_engines_and_a_warning(
-    build: Path,  # noqa: F811
+    tiny_build: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -115,20 +115,20 @@ def test_a_gpu_without_fp8_gets_fp16_engines_and_a_warning(
     monkeypatch.setattr(target, "find_gpu", lambda: A10)
     monkeypatch.setattr(target, "tensorrt_version", lambda: TENSORRT)
     monkeypatch.setattr(engine_module, "in_child", plan)
-    engines(build, "--target", "auto", "--precision", "fp8")
+    engines(tiny_build, "--target", "auto", "--precision", "fp8")
     printed = capsys.readouterr()
     assert "warning: sm86 has no FP8" in printed.err
     for component in COMPONENTS:
-        folder = Layout("tiny", build).engine("sm86", component, Precision.FP16)
+        folder = Layout("tiny", tiny_build).engine("sm86", component, Precision.FP16)
         versions = read_manifest(folder).versions
         assert (versions["compute_capability"], versions["tensorrt"]) == ("8.6", TENSORRT)
         assert str(folder / "model.plan") in printed.out
 
     # The same engines do for the next run, but not for the next version of TensorRT.
-    engines(build, "--target", "auto", "--precision", "fp16")
+    engines(tiny_build, "--target", "auto", "--precision", "fp16")
     assert ": building" not in capsys.readouterr().out
     monkeypatch.setattr(target, "tensorrt_version", lambda: "11.5.0.1")
-    engines(build, "--target", "auto", "--precision", "fp16")
+    engines(tiny_build, "--target", "auto", "--precision", "fp16")
     assert f"versions differ: tensorrt {TENSORRT} → 11.5.0.1" in capsys.readouterr().out
 
 

@@ -15,22 +15,17 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from export.audit import AUDIT_FILE
-from export.calibration import CALIBRATION_FILE, Calibration
-from export.checkpoint import linears
-from export.fp8_from_calibration import quantized_module, write_fp8_onnx
 from export.modules import load_module
-from export.native_fp8 import native_fp8
 from export.onnx_from_checkpoint import ONNX_FILE
-from export.policy import AttentionPrecision, read_policy
-from export.remedies import Remedies
 from export.tracing import example_inputs
 from export.weights import E4M3_MAX
 from mmdit.contract import Precision, components
-from mmdit.errors import QuantizationError
 from mmdit.family import family_from_checkpoint
 from mmdit.shapes import shape_set
 
 LAYERS = 61  # linears in the miniature's four blocks, two of them with dual attention
+
+
 # What stays FP16: every other linear, and the patch embedding.
 HIGH_PRECISION = {
     "pos_embed.proj",
@@ -42,6 +37,8 @@ HIGH_PRECISION = {
     "norm_out.linear",
     "proj_out",
 }
+
+
 # Relative error of a layer's output, measured over all layers: 0.03 % in the middle; at worst 0.7 %, where
 # calibration gave a scale of few bits (35 / 2048), so that many values lie half-way between two E4M3
 # numbers: ModelOpt multiplies by the inverse, ONNX Runtime divides.
@@ -59,22 +56,6 @@ def signature(family):
 
 
 @pytest.fixture(scope="module")
-def ranges(build):
-    return Calibration.model_validate_json((build.calibration / CALIBRATION_FILE).read_text()).amax
-
-
-@pytest.fixture(scope="module")
-def quantized(miniature):
-    """Ranges, and a type, to the module with ModelOpt's fake quantization."""
-    decisions = read_policy().decide(linears(miniature))
-
-    def module(ranges: dict[str, float], dtype: torch.dtype = torch.float16) -> nn.Module:
-        return quantized_module(miniature, decisions, AttentionPrecision.FP16, Remedies(), ranges, dtype)
-
-    return module
-
-
-@pytest.fixture(scope="module")
 def fp8_model(build):
     return onnx.load(build.onnx("mmdit", Precision.FP8) / ONNX_FILE)
 
@@ -87,12 +68,6 @@ def fp8_graph(fp8_model):
 @pytest.fixture(scope="module")
 def fp16_graph(build):
     return Graph(onnx.load(build.onnx("mmdit") / ONNX_FILE))
-
-
-@pytest.fixture(scope="module")
-def fake_quantized(quantized, ranges):
-    """ModelOpt's module in FP32, so that its own rounding to FP16 is no part of a comparison."""
-    return quantized(ranges, torch.float32)
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -259,15 +234,6 @@ def test_quantizers_are_onnxs_own_with_fp16_scales(fp8_model, fp8_graph):
     assert TensorProto.FLOAT8E5M2 not in floats
 
 
-def test_a_range_is_rounded_up_to_a_scale_that_fp16_holds(fake_quantized, ranges):
-    """So that the file and the fake quantization divide by the same number, and nothing is cut off."""
-    modules = dict(fake_quantized.model.named_modules())
-    for name, measured in ranges.items():
-        amax = float(modules[name].input_quantizer.amax)
-        assert measured <= amax <= measured * (1 + 2**-10)
-        assert float(np.float16(amax / 448)) == amax / 448
-
-
 def test_a_channel_of_weights_is_rounded_in_units_of_its_own(fp8_graph, miniature):
     """AdaLN's weights: E4M3 over each channel's scale, normal in FP16 even where they are tiny."""
     module = load_module("mmdit", miniature, torch.float16)
@@ -289,74 +255,3 @@ def test_the_checker_accepts_the_file(build):
     """Valid with shape inference, although the exporter's own shapes had to go."""
     path = build.onnx("mmdit", Precision.FP8) / ONNX_FILE
     onnx.checker.check_model(str(path), full_check=True)
-
-
-def test_the_same_calibration_gives_the_same_bytes(build, quantized, signature, ranges, tmp_path):
-    """Nothing of the file depends on the run that made it."""
-    write_fp8_onnx(quantized(ranges), signature, tmp_path)
-    folder = build.onnx("mmdit", Precision.FP8)
-    assert (tmp_path / ONNX_FILE).read_bytes() == (folder / ONNX_FILE).read_bytes()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
-def test_a_range_that_can_be_no_scale_is_refused(value, quantized, ranges):
-    """The message names the layer and the value."""
-    layer = "transformer_blocks.1.ff.net.2"
-    with pytest.raises(QuantizationError, match=rf"{layer}: .*{value}"):
-        quantized(ranges | {layer: value})
-
-
-@pytest.mark.parametrize("change", ["missing", "unknown"])
-def test_a_calibration_of_other_layers_is_refused(change, quantized, ranges):
-    """A layer without a range, and a range without a layer, are named."""
-    layer = "transformer_blocks.0.attn.to_q" if change == "missing" else "proj_out"
-    other = {name: value for name, value in ranges.items() if name != layer}
-    if change == "unknown":
-        other[layer] = 1.0
-    with pytest.raises(QuantizationError, match=rf"^{layer}: the calibration has .*calibrate again"):
-        quantized(other)
-
-
-@pytest.mark.parametrize("value", [0.0, math.nan])
-def test_weights_without_a_range_are_refused(value, miniature, quantized, ranges, monkeypatch):
-    """All zero, or not numbers: the message names the layer."""
-    layer = "transformer_blocks.1.ff.net.2"
-
-    def damaged(*arguments: object) -> nn.Module:
-        module = load_module(*arguments)
-        module.model.get_submodule(layer).weight.fill_(value)
-        return module
-
-    monkeypatch.setattr("export.fp8_from_calibration.load_module", damaged)
-    monkeypatch.setattr("export.fp8_from_calibration.check_finite", lambda *_: None)
-    with pytest.raises(QuantizationError, match=rf"{layer}: its weights' largest magnitude is {value}"):
-        quantized(ranges)
-
-
-def test_a_file_that_quantizes_other_layers_than_the_module_is_refused(
-    quantized, signature, ranges, tmp_path, monkeypatch
-):
-    """Should ModelOpt's export change, the file is not written with a layer left out."""
-
-    def forgetful(graph, scales) -> None:
-        native_fp8(graph, scales)
-        nodes = graph.model.graph.node
-        next(node for node in nodes if node.op_type == "QuantizeLinear").op_type = "Identity"
-
-    monkeypatch.setattr("export.fp8_from_calibration.native_fp8", forgetful)
-    with pytest.raises(QuantizationError, match=r"differ at .*input_quantizer \(1 places\)"):
-        write_fp8_onnx(quantized(ranges), signature, tmp_path)
-
-
-def test_layers_with_equal_weights_each_store_their_own(quantized, signature, ranges, tmp_path):
-    """TorchScript's exporter merges equal weights, and two quantizers of different ranges would share one."""
-    module = quantized(ranges)
-    first, second = (module.model.transformer_blocks[n].attn.to_q for n in (0, 1))
-    second.weight.copy_(first.weight)
-    second.weight_quantizer.amax = 2 * first.weight_quantizer.amax
-    write_fp8_onnx(module, signature, tmp_path)
-    graph = Graph(onnx.load(tmp_path / ONNX_FILE))
-    stored = [graph.linears()[f"transformer_blocks.{n}.attn.to_q"].weight for n in (0, 1)]
-    assert stored[0] != stored[1]
-    bits = [np.frombuffer(graph.constants[name].raw_data, np.uint8) for name in stored]
-    assert (bits[0] != bits[1]).mean() > 0.9

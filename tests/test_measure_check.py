@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from measure_samples import TEN, made, outputs, times
-from test_engines_onnxruntime import ROOT
+from tiny_model import ROOT
 
 from export.policy import read_policy
 from measure.__main__ import main
