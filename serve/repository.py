@@ -187,7 +187,7 @@ def write_repository(engines: Sequence[Engines], folder: Path, step_times: Seque
             shutil.copy(path.parent / "1/model.py", version / "model.py")
             shutil.copytree(_INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
             _write_json(version / "settings.json", _settings(first, step_times))
-            if name == "text_encoder":
+            if name == "prompt_encoder":
                 tokenizers = read_manifest(first.tokenizers).files
                 (version / "tokenizers_json").mkdir()
                 for file in tokenizers:

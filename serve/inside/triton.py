@@ -27,6 +27,10 @@ class ModelError(Exception):
         self.code = code
 
 
+class NoAnswer(ModelError):
+    """Another model answered without an error and without outputs that it was asked for."""
+
+
 class Model:
     """A Python model's configuration: its outputs, its `parameters`, the packaged settings."""
 
@@ -62,7 +66,7 @@ def call(
     """Run another model of this repository; returns its outputs by name.
 
     `constants` are inputs that `tensors` made; `timeout` (microseconds; 0: none) and `parameters` go along.
-    Raises ModelError with that model's message and code.
+    Raises ModelError with that model's message and code, NoAnswer when an output is missing.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
@@ -77,6 +81,9 @@ def call(
         error = answer.error()
         raise ModelError(error.message(), error.code())
     found = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
+    missing = [name for name, tensor in found.items() if tensor is None]
+    if missing:
+        raise NoAnswer(f"{model} answered without {', '.join(missing)}", pb_utils.TritonError.INTERNAL)
     return {name: tensor.as_numpy() for name, tensor in found.items()}
 
 
