@@ -4,7 +4,7 @@ import contextlib
 import queue
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,23 @@ def metric(server: Any, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
+def until(condition: Callable[[], Any], within: float = 30) -> None:
+    """Wait until the condition holds; fails the test when it does not within so many seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
 def rests(server: Any, within: float) -> bool:
-    """Whether the engine makes no more steps, after so many seconds at most."""
+    """Whether the engine makes no more steps, after so many seconds at most.
+
+    A step of a few pictures takes a tenth of a second on two cores: none in a whole one is rest.
+    """
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         before = executions(server)
-        time.sleep(0.3)
+        time.sleep(1)
         if executions(server) == before:
             return True
     return False
