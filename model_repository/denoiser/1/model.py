@@ -9,7 +9,9 @@ from inside import triton
 from inside.admission import deadline_in, denoising_from, priority_of
 from inside.denoise import vae_latent
 from inside.limits import Limits
-from inside.schedule import StepScheduler
+from inside.metrics import LoopMetrics
+from inside.publisher import Publisher
+from inside.schedule import Full, StepScheduler
 
 
 class Engine:
@@ -31,7 +33,9 @@ class TritonPythonModel:
         policy = {name: int(value) for name, value in self.model.parameters.items()}
         self.limits = Limits.from_settings(self.model.settings, policy["max_steps"])
         self.default_priority = policy["default_priority_level"]
-        self.scheduler = StepScheduler(Engine(), policy["max_requests"])
+        self.metrics = LoopMetrics(self.limits)
+        self.scheduler = StepScheduler(Engine(), policy["max_requests"], observer=self.metrics)
+        self.publisher = Publisher(lambda: self.metrics.read(self.scheduler.held()), pb_utils.MetricFamily)
         self.thread = threading.Thread(target=self.scheduler.run, name="steps")
         self.thread.start()
 
@@ -46,6 +50,8 @@ class TritonPythonModel:
                 denoising.on_end = partial(self.answer, request, sender)
                 self.scheduler.submit(denoising)
             except Exception as error:
+                if not isinstance(error, Full):  # of which the scheduler has told
+                    self.metrics.rejected(error)
                 self.send(sender, triton.error_response(error))
         return None
 
@@ -71,3 +77,4 @@ class TritonPythonModel:
     def finalize(self):
         self.scheduler.close()
         self.thread.join()
+        self.publisher.close()
