@@ -156,7 +156,10 @@ class LoopMetrics:
 
 
 class StreamMetrics:
-    """How streams ended; between two steps the denoiser does not hold them, so it cannot tell."""
+    """How streams ended; between two steps the denoiser does not hold them, so it cannot tell.
+
+    A model's error to a stream has lost its code in Triton 2.51, so what it refused has failed here.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

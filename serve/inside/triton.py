@@ -17,15 +17,10 @@ from .limits import RequestError
 from .schedule import Cancelled, Full
 
 Array = npt.NDArray[Any]
-_CODES: dict[type[Exception], Any] = {
-    RequestError: pb_utils.TritonError.INVALID_ARG,
-    Full: pb_utils.TritonError.UNAVAILABLE,
-    Cancelled: pb_utils.TritonError.CANCELLED,
-}
 
 
 class ModelError(Exception):
-    """Another model's error that is none of this server's own; `code` is Triton's."""
+    """Another model's error; `code` is Triton's."""
 
     def __init__(self, message: str, code: Any) -> None:
         super().__init__(message)
@@ -67,7 +62,7 @@ def call(
     """Run another model of this repository; returns its outputs by name.
 
     `constants` are inputs that `tensors` made; `timeout` (microseconds; 0: none) and `parameters` go along.
-    Raises that model's error, with its message: RequestError, Full, Cancelled, else ModelError.
+    Raises ModelError with that model's message and code.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
@@ -80,9 +75,6 @@ def call(
     answer = request.exec()
     if answer.has_error():
         error = answer.error()
-        for kind, code in _CODES.items():
-            if error.code() == code:
-                raise kind(error.message())
         raise ModelError(error.message(), error.code())
     found = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
     return {name: tensor.as_numpy() for name, tensor in found.items()}
@@ -102,9 +94,14 @@ def error_response(error: Exception) -> Any:
     """The response that tells a client what was wrong with its request, or with the server."""
     if isinstance(error, ModelError):
         code = error.code
+    elif isinstance(error, RequestError):
+        code = pb_utils.TritonError.INVALID_ARG
+    elif isinstance(error, Full):
+        code = pb_utils.TritonError.UNAVAILABLE
+    elif isinstance(error, Cancelled):
+        code = pb_utils.TritonError.CANCELLED
     else:
-        of_kind = (code for kind, code in _CODES.items() if isinstance(error, kind))
-        code = next(of_kind, pb_utils.TritonError.INTERNAL)
+        code = pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 
