@@ -156,10 +156,7 @@ class LoopMetrics:
 
 
 class StreamMetrics:
-    """How streams ended; between two steps the denoiser does not hold them, so it cannot tell.
-
-    A model's error to a stream has lost its code in Triton 2.51, so what it refused has failed here.
-    """
+    """How streams ended; between two steps the denoiser does not hold them, so it cannot tell."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

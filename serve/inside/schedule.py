@@ -173,7 +173,7 @@ class StepScheduler:
             self._changed.notify_all()
         for request in call:
             if request.finished:
-                self._end(request, None)
+                self._end(request, request.fault)
 
     def _work(self) -> None:
         while True:

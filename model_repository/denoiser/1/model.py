@@ -52,15 +52,13 @@ class TritonPythonModel:
             except Exception as error:
                 if not isinstance(error, Full):  # of which the scheduler has told
                     self.metrics.rejected(error)
-                self.send(sender, triton.error_response(error))
+                self.send(sender, triton.error_response(error, request))
         return None
 
     def answer(self, request, sender, denoising, error):
         try:
             if error is not None:
                 raise error
-            if not np.isfinite(denoising.latents).all():
-                raise ArithmeticError(f"the latents are not finite at step {denoising.step}: an overflow")
             outputs = {
                 "latents": denoising.latents,
                 "vae_latent": vae_latent(denoising.latents, self.limits),
@@ -68,7 +66,7 @@ class TritonPythonModel:
             }
             answer = triton.response(outputs, request)
         except Exception as failure:
-            answer = triton.error_response(failure)
+            answer = triton.error_response(failure, request)
         self.send(sender, answer)
 
     def send(self, sender, answer):
