@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 # What a model of ours says of a request, and Triton's code for it. Triton 2.51 hands every error over as
-# INTERNAL to a model that called another: a caller of ours asks for its kind in the message, and takes it off.
+# INTERNAL to a model that called another: a caller of ours asks for its kind in the message and takes it off.
 _CODES = {RequestError: "INVALID_ARG", Full: "UNAVAILABLE", Expired: "CANCELLED", Cancelled: "CANCELLED"}
 _KINDS = {kind.__name__: kind for kind in _CODES}
 _ASKED = "error_kind_in_message"

@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.guidance [--out FOLDER] [--captions N]
 
-A step without guidance takes one row of the MMDiT instead of two, so half of its FLOPs. The pictures are those
+A step without guidance takes one row of the MMDiT instead of two, half of its FLOPs. The pictures are those
 of held-out captions through Triton in FP16, 20 steps; the reader says what they show.
 """
 
