@@ -58,7 +58,7 @@ class UnavailableError(ServerError):
 
 
 class DeadlineError(ServerError):
-    """The answer was not there within the time that its client gave; the server works on it no more."""
+    """The answer was not there within the time that its client gave it."""
 
 
 def first_line(error: Exception) -> str:

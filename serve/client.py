@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from mmdit.errors import ServerError, UnavailableError
 from serve.patience import Patience
 from serve.picture import Picture, Progress, picture_from, progress_from
 from serve.request import CHANNEL_OPTIONS, MODEL, STREAM, STREAM_METADATA, ServedModel
@@ -60,23 +59,20 @@ class Client:
     ) -> Picture:
         """Make one picture.
 
-        A request that was refused is tried again up to `retries` times, after a wait that grows, within
+        A request that was refused is sent again up to `retries` times, after a wait that grows, within
         `timeout`. Raises ServerError.
         """
         patience = Patience(self.url, timeout, retries)
         values = {"prompt": prompt} | options
         while True:
             try:
-                message = self._model(MODEL, patience).message(
-                    values, seconds=patience.seconds, priority_level=priority_level
-                )
-                try:
-                    answer = self._server.ModelInfer(message, timeout=patience.wait)
-                except grpc.RpcError as error:
-                    raise patience.error(error) from None
-                return picture_from(answer, self._told(values, patience))
-            except UnavailableError as error:
-                time.sleep(patience.pause(error))
+                model = self._model(MODEL, patience)
+                message = model.message(values, seconds=patience.seconds, priority_level=priority_level)
+                answer = self._server.ModelInfer(message, timeout=patience.wait)
+                return picture_from(answer, model.told(values))
+            except grpc.RpcError as error:
+                pause = patience.pause(patience.error(error))
+            time.sleep(pause)
 
     def stream(
         self,
@@ -92,47 +88,39 @@ class Client:
         """Make one picture and tell of it on the way: Progress after every `progress_every` steps, then
         the Picture.
 
-        Every `preview_every` steps the progress has a preview: a projection of the latents, which costs
-        next to nothing, or with `preview_with_vae` what the VAE makes of them. To leave the loop early
-        cancels the request. Raises ServerError.
+        After every `preview_every` steps (0: none) the progress has a preview: a projection of the latents,
+        which costs next to nothing, or `preview_with_vae` what the VAE makes of them. To leave the loop
+        early cancels the request. Raises ServerError.
         """
         patience = Patience(self.url, timeout)
         values = {"prompt": prompt} | options
         reports = {
             "progress_every": progress_every,
-            "preview_every": preview_every or None,
-            "preview_with_vae": preview_with_vae or None,
+            "preview_every": preview_every,
+            "preview_with_vae": preview_with_vae,
         }
-        message = self._model(STREAM, patience).message(
-            values | reports, seconds=patience.seconds, priority_level=priority_level
-        )
-        told = self._told(values, patience)
-        call = self._server.ModelStreamInfer(iter([message]), timeout=patience.wait, metadata=STREAM_METADATA)
-        picture = None
+        call = None
         try:
+            told = self._model(MODEL, patience).told(values)
+            message = self._model(STREAM, patience).message(
+                values | reports, seconds=patience.seconds, priority_level=priority_level
+            )
+            call = self._server.ModelStreamInfer(
+                iter([message]), timeout=patience.wait, metadata=STREAM_METADATA
+            )
+            answer = service_pb2.ModelStreamInferResponse()
             for answer in call:
-                progress = progress_from(answer.infer_response)
-                if progress.step == progress.steps:
-                    picture = picture_from(answer.infer_response, told)
-                yield progress
+                yield progress_from(answer.infer_response)
+            yield picture_from(answer.infer_response, told)
         except grpc.RpcError as error:
             raise patience.error(error) from None
         finally:
-            call.cancel()  # does nothing to a call that has ended
-        if picture is None:
-            raise ServerError("the stream ended without a picture")
-        yield picture
+            if call is not None:
+                call.cancel()  # what has ended stays as it is
 
     def _model(self, name: str, patience: Patience) -> ServedModel:
         if name not in self._models:
             request = service_pb2.ModelConfigRequest(name=name)
-            try:
-                answer = self._server.ModelConfig(request, timeout=patience.wait)
-            except grpc.RpcError as error:
-                raise patience.error(error) from None
+            answer = self._server.ModelConfig(request, timeout=patience.wait)
             self._models[name] = ServedModel.from_config(answer.config)
         return self._models[name]
-
-    def _told(self, values: dict[str, Any], patience: Patience) -> dict[str, Any]:
-        given = {name: value for name, value in values.items() if value is not None}
-        return self._model(MODEL, patience).defaults | given

@@ -46,29 +46,30 @@ class Patience:
         left = self.seconds
         return None if left is None else left + GRACE
 
-    def pause(self, error: UnavailableError) -> float:
-        """Seconds to wait before the next try; raises the error when it was the last.
+    def pause(self, error: ServerError) -> float:
+        """Seconds to wait before the next try; raises the error when there is none, or trying cannot help.
 
         Twice as long each time, less up to a half by chance: clients that were refused together should
         not come back together.
         """
         pause = self._pause * random.uniform(0.5, 1)
-        if not self._retries or (self._deadline is not None and time.monotonic() + pause >= self._deadline):
-            raise error
+        over = self._deadline is not None and time.monotonic() + pause >= self._deadline
+        if over or not self._retries or not isinstance(error, UnavailableError):
+            raise error from None
         self._retries -= 1
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         return pause
 
     def error(self, error: grpc.RpcError) -> ServerError:
         """What a failed call means to its caller."""
-        code, details = error.code(), error.details() or ""
+        now, code, details = time.monotonic(), error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
             return UnavailableError(f"no server answers at {self._url}: start one with `make serve`")
         if code is grpc.StatusCode.UNAVAILABLE:
             return UnavailableError(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(self._overdue())
-        if self._deadline is not None and code is grpc.StatusCode.CANCELLED:
+        if code is grpc.StatusCode.CANCELLED and self._deadline is not None and self._deadline <= now:
             return DeadlineError(details)
         return ServerError(details)
 

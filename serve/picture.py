@@ -11,6 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tritonclient.grpc import InferResult, service_pb2
 
+from mmdit.errors import ServerError
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -51,10 +53,16 @@ class Progress:
 
 
 def picture_from(answer: service_pb2.ModelInferResponse, request: dict[str, Any]) -> Picture:
-    """The picture in an answer; `request` is what was asked for, with the model's defaults."""
+    """The picture in an answer, for a stream its last one; `request` is told with the model's defaults.
+
+    Raises ServerError for an answer without a picture.
+    """
     result = InferResult(answer)
+    image = result.as_numpy("image")
+    if image is None:
+        raise ServerError(f"{answer.model_name} ended without a picture")
     return Picture(
-        image=result.as_numpy("image"),
+        image=image,
         seed=int(result.as_numpy("used_seed")[0]),
         truncated=bool(result.as_numpy("truncated")[0]),
         request=request,

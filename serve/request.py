@@ -21,6 +21,7 @@ CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_mess
 STREAM_METADATA = (("triton_grpc_error", "true"),)
 
 _DTYPES = {dtype.triton: dtype for dtype in Dtype}
+_DEFAULTS = ("model", "steps", "guidance_scale")  # of the parameters in the ensemble's config
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class ServedModel:
             message.parameters["priority_level"].int64_param = priority_level
         return message
 
-
-_DEFAULTS = ("model", "steps", "guidance_scale")
+    def told(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values, and the defaults of what is None or not there."""
+        return self.defaults | {name: value for name, value in values.items() if value is not None}
 
 
 def converted(name: str, value: Any, dtype: Dtype) -> npt.NDArray[Any]:
