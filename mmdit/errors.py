@@ -54,7 +54,7 @@ class ServerError(MmditError):
 
 
 class UnavailableError(ServerError):
-    """The server takes no request now: its queue is full, it stops, or it is not there. Asking again may do."""
+    """The server takes no request now (its queue is full, it stops, it is not there): ask again later."""
 
 
 class DeadlineError(ServerError):

@@ -101,7 +101,7 @@ class AsyncClient:
             call = self._server.ModelStreamInfer([message], timeout=patience.wait, metadata=STREAM_METADATA)
             answer = service_pb2.ModelStreamInferResponse()
             async for answer in call:
-                yield progress_from(answer.infer_response)
+                yield progress_from(answer)
             yield picture_from(answer.infer_response, told)
         except grpc.RpcError as error:
             raise patience.error(error) from None

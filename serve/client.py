@@ -110,7 +110,7 @@ class Client:
             )
             answer = service_pb2.ModelStreamInferResponse()
             for answer in call:
-                yield progress_from(answer.infer_response)
+                yield progress_from(answer)
             yield picture_from(answer.infer_response, told)
         except grpc.RpcError as error:
             raise patience.error(error) from None

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tritonclient.grpc import InferResult, service_pb2
 
-from mmdit.errors import ServerError
+from mmdit.errors import ServerError, UnavailableError
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,15 @@ def picture_from(answer: service_pb2.ModelInferResponse, request: dict[str, Any]
     )
 
 
-def progress_from(answer: service_pb2.ModelInferResponse) -> Progress:
-    """The progress in an answer of a stream."""
-    result = InferResult(answer)
+def progress_from(answer: service_pb2.ModelStreamInferResponse) -> Progress:
+    """The progress in an answer of a stream.
+
+    Raises ServerError for a request that no model took, UnavailableError where the model is being unloaded:
+    Triton 2.51 tells a stream of these by a message, without gRPC's code.
+    """
+    if answer.error_message:
+        stopping = "has no available versions" in answer.error_message
+        raise (UnavailableError if stopping else ServerError)(answer.error_message)
+    result = InferResult(answer.infer_response)
     step, steps, sigma = (result.as_numpy(name)[0] for name in ("step", "steps", "sigma"))
     return Progress(int(step), int(steps), float(sigma), result.as_numpy("preview"))
