@@ -13,6 +13,8 @@ import triton_python_backend_utils as pb_utils
 from inside import triton
 from inside.denoise import sigmas_for
 from inside.limits import RequestError
+from inside.metrics import StreamMetrics
+from inside.publisher import Publisher
 from inside.schedule import Cancelled, Full
 
 
@@ -25,6 +27,8 @@ class TritonPythonModel:
         self.max_streams = int(self.model.parameters["max_streams"])
         self.places = threading.Semaphore(self.max_streams)
         self.threads = ThreadPoolExecutor(self.max_streams, thread_name_prefix="stream")
+        self.metrics = StreamMetrics()
+        self.publisher = Publisher(self.metrics.read, pb_utils.MetricFamily)
 
     def execute(self, requests):
         for request in requests:
@@ -50,6 +54,7 @@ class TritonPythonModel:
             self.places.release()
 
     def end(self, sender, error):
+        self.metrics.ended(error)
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if error is None:
             sender.send(flags=final)
@@ -107,3 +112,4 @@ class TritonPythonModel:
 
     def finalize(self):
         self.threads.shutdown()
+        self.publisher.close()
