@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ def main() -> int:
     request.add_argument("--seed", type=int, help="default: a random one, which is printed")
     request.add_argument("--steps", type=int, help="default: the model's")
     request.add_argument("--guidance-scale", type=float, help="default: the model's; 1 or less: none")
+    request.add_argument("--guidance-start", type=float, help="fraction of the steps; default: 0")
+    request.add_argument("--guidance-end", type=float, help="fraction of the steps; default: 1")
     request.add_argument("--height", type=int, help="pixels; default: the model's")
     request.add_argument("--width", type=int, help="pixels; default: the model's")
 
@@ -87,6 +90,10 @@ def main() -> int:
     generate = commands.add_parser("generate", parents=[request], help="ask a running server for a picture")
     generate.add_argument("prompt")
     generate.add_argument("--url", default="localhost:8001", help="gRPC (default: %(default)s)")
+    generate.add_argument("--timeout", type=float, help="seconds; default: wait without end")
+    generate.add_argument(
+        "--priority-level", type=int, help="1 goes before 2 before 3; default: the server's"
+    )
     generate.add_argument("--out", type=Path, default=Path("picture.png"), help="default: %(default)s")
     demo = commands.add_parser(
         "demo", parents=[model, packaging, request], help="serve on free ports, make a grid of pictures, stop"
@@ -157,7 +164,8 @@ def _package(
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("negative_prompt", "seed", "steps", "guidance_scale", "height", "width")
+    guidance = ("guidance_scale", "guidance_start", "guidance_end")
+    names = ("negative_prompt", "seed", "steps", *guidance, "height", "width")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -182,7 +190,7 @@ def _grid(url: str, prompts: Sequence[str], arguments: argparse.Namespace) -> in
     with (
         Client(url) as client,
         ThreadPoolExecutor(len(prompts)) as pool,
-        ProgressBar("pictures", len(prompts)) as bar,
+        ProgressBar("pictures", len(prompts), together=True) as bar,
     ):
 
         def generate(number: int) -> Picture:
@@ -203,18 +211,21 @@ def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -
     from serve.client import Client, Picture
 
     _check_png(out)
-    options = _options(arguments)
+    options = _options(arguments) | {
+        "timeout": arguments.timeout,
+        "priority_level": arguments.priority_level,
+    }
     bar: ProgressBar | None = None
-    with Client(url) as client:
+    with Client(url) as client, ExitStack() as stack:
         for update in client.stream(prompt, **options):
             if isinstance(update, Picture):
                 picture = update
-                continue
-            if bar is None:
-                bar = ProgressBar("denoising", update.steps, "steps").__enter__()
-            bar.update(update.step)
-    if bar is not None:
-        bar.__exit__(None, None, None)
+            elif bar is None:
+                bar = ProgressBar("denoising", update.steps, "steps")
+                bar.start_at(update.step)
+                stack.enter_context(bar)
+            else:
+                bar.update(update.step)
     picture.save(out)
     _note_truncation(prompt, picture)
     height, width, _ = picture.image.shape
