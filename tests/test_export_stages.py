@@ -15,7 +15,7 @@ from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
-ARTIFACTS = ("tokenizers", "scan", *(f"onnx {component}" for component in COMPONENTS))
+ARTIFACTS = ("tokenizers", "scan", *(f"onnx {component}" for component in COMPONENTS), "preview")
 FP8_ARTIFACTS = ("calibration", "onnx-fp8 mmdit")
 
 

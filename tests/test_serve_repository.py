@@ -53,7 +53,7 @@ def write_engines(
     tensorrt="11.4.0.106",
     options=None,
 ):
-    """Engines for TensorRT whose plans are a few bytes, and tokenizers, as their stages write them."""
+    """Engines for TensorRT whose plans are a few bytes, tokenizers and a projection, as their stages do."""
     of_mmdit = precision
     for name in only:
         precision = of_mmdit if name == "mmdit" else Precision.FP16
@@ -74,16 +74,20 @@ def write_engines(
         )
         with whole(layout.engine(target, name, precision), manifest) as folder:
             (folder / "model.plan").write_bytes(f"{target} {name}".ljust(16).encode()[:16])
-    manifest = Manifest(
-        kind="tokenizers",
-        checkpoint="one",
-        made_from={},
-        settings={"family": family.model_dump(mode="json")},
-        versions={},
-    )
-    with whole(layout.tokenizers, manifest) as folder:
-        for name in ("clip_l", "clip_g", "t5"):
-            (folder / f"{name}.json").write_text("{}")
+    for exported, names in (
+        (layout.tokenizers, ("clip_l", "clip_g", "t5")),
+        (layout.preview, ("projection",)),
+    ):
+        manifest = Manifest(
+            kind=exported.name,
+            checkpoint="one",
+            made_from={},
+            settings={"family": family.model_dump(mode="json")},
+            versions={},
+        )
+        with whole(exported, manifest) as folder:
+            for name in names:
+                (folder / f"{name}.json").write_text("{}")
 
 
 @pytest.fixture
