@@ -25,7 +25,7 @@ SIDE = 64  # pixels: many small pictures show more colours than few large ones
 REGIONS = 3  # of a picture, at most, beside its background
 PATCHES = (16, 32, 64)  # pixels: how large regions are, about
 SOFTNESS = (1.0, 4.0)  # pixels: how wide an edge is
-CHROMA = 80 / 127.5  # at most: colours lie near the greys, as a picture's mostly do
+CHROMA = 200 / 127.5  # at most: colours lie about the greys, some far from them
 
 
 @torch.no_grad()
