@@ -1,4 +1,4 @@
-"""Who goes first, who is ended, what is told of it: priorities, deadlines, guidance in a part of the steps."""
+"""Who goes first, who is ended, what is told of it: priorities, deadlines, guidance in part of the steps."""
 
 import time
 
