@@ -55,7 +55,7 @@ def write_projection(family: Family, checkpoint: Path, folder: Path) -> dict[str
         )
     latent = functional.pad(latent, (0, 1), value=1.0)
     matrix = torch.linalg.lstsq(latent[:PICTURES].flatten(0, 1), colour[:PICTURES].flatten(0, 1)).solution
-    (folder / PROJECTION).write_text(json.dumps(matrix.tolist(), indent=1) + "\n")
+    (folder / PROJECTION).write_text(json.dumps(matrix.round(decimals=6).tolist(), indent=1) + "\n")
     return {
         "r2": explained(matrix, latent[:PICTURES], colour[:PICTURES]),
         "r2_held_out": explained(matrix, latent[PICTURES:], colour[PICTURES:]),

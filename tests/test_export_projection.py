@@ -42,7 +42,7 @@ def held_out(miniature):
 def test_the_projection_shows_scenes_that_it_was_not_fitted_to(build, held_out):
     """R² of held-out scenes above 0.85.
 
-    Measured: MEASURED; the best matrix for these very scenes reaches BEST.
+    Measured: 0.905; the best matrix for these very scenes reaches 0.917.
     """
     latents, colours = (tensor.permute(0, 2, 3, 1).flatten(0, 2).double() for tensor in held_out)
     latents = functional.pad(latents, (0, 1), value=1.0)
@@ -64,7 +64,7 @@ def test_the_server_projects_as_the_export_fitted(build, held_out):
 
 
 def test_the_manifest_tells_how_good_the_fit_is(build):
-    """In the fit, and on random pictures held out of it (measured: FITTED and HELD)."""
+    """In the fit, and on random pictures held out of it (measured: 0.83 and 0.83)."""
     found = read_manifest(build.preview).findings
     assert found["r2"] >= 0.8
     assert found["r2_held_out"] >= 0.75

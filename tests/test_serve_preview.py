@@ -1,4 +1,4 @@
-"""A stream's previews and reports, without a server: the predicted picture, its colours, what is told when."""
+"""Previews and reports of a stream, without a server: the predicted picture, what is told, and when."""
 
 import json
 import time
