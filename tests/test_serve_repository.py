@@ -105,6 +105,13 @@ def packaged(layout: Layout) -> Path:
     return output
 
 
+def test_a_build_from_before_previews_is_told_what_to_run(hopper):
+    """The projection is an artifact of its own: nothing else is exported anew."""
+    shutil.rmtree(hopper.preview)
+    with pytest.raises(ArtifactError, match="onnx/preview is not there yet: run `make onnx MODEL=large`"):
+        Engines(hopper, "hopper", Precision.FP8)
+
+
 def test_a_tensorrt_repository_agrees_with_the_contract(hopper, large):
     """Names, dtypes, dims and rows are the contract's; each engine is a plan on the GPU."""
     shapes = shape_set(large, "square-1024")
