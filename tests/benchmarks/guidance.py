@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.guidance [--out FOLDER] [--captions N]
 
-A step without guidance takes one row of the MMDiT instead of two, so half of its FLOPs. The pictures are those of
-held-out captions through Triton in FP16, 20 steps; the reader says what they show.
+A step without guidance takes one row of the MMDiT instead of two, half of its FLOPs. The pictures are those
+of held-out captions through Triton in FP16, 20 steps; the reader says what they show.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
 def page(made: dict[tuple[float, float], list[Any]], work: list[Task]) -> str:
     """The table, in Markdown."""
     lines = [
-        "| guidance in the steps | MMDiT's FLOPs | right colour | right shape | both places | SSIM, full guidance |",
+        "| guidance in the steps | MMDiT's FLOPs | right colour | right shape | both places | SSIM |",
         "|---|---|---|---|---|---|",
     ]
     whole = made[INTERVALS[0]]

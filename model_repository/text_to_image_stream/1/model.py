@@ -13,8 +13,10 @@ import triton_python_backend_utils as pb_utils
 from inside import triton
 from inside.denoise import sigmas_for, vae_latent
 from inside.limits import Limits
+from inside.metrics import StreamMetrics
 from inside.noise import noise_from_seed
 from inside.preview import predicted, projected, read_projection
+from inside.publisher import Publisher
 from inside.reports import Reports, TimeOut, passed_on
 from inside.schedule import Cancelled, Full
 
@@ -33,6 +35,8 @@ class TritonPythonModel:
         self.max_streams = int(self.model.parameters["max_streams"])
         self.places = threading.Semaphore(self.max_streams)
         self.threads = ThreadPoolExecutor(self.max_streams, thread_name_prefix="stream")
+        self.metrics = StreamMetrics()
+        self.publisher = Publisher(self.metrics.read, pb_utils.MetricFamily)
 
     def execute(self, requests):
         for request in requests:
@@ -58,6 +62,7 @@ class TritonPythonModel:
             self.places.release()
 
     def end(self, sender, error):
+        self.metrics.ended(error)
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if error is None:
             sender.send(flags=final)
@@ -96,7 +101,7 @@ class TritonPythonModel:
                     parameters=parameters,
                 )
             except triton.ModelError:
-                time_out.left(step + 1, steps)  # it knows of what is left alone
+                time_out.left(step + 1, steps)  # its own message says nothing of the whole
                 raise
             before, latents, done = latents, state["latents"], step + 1
             if step == 0:
@@ -127,3 +132,4 @@ class TritonPythonModel:
 
     def finalize(self):
         self.threads.shutdown()
+        self.publisher.close()
