@@ -51,13 +51,15 @@ class Engines:
         precisions = {name: Precision.FP16 for name in COMPONENTS} | {"mmdit": precision}
         self.folders = {name: layout.engine(target, name, precisions[name]) for name in COMPONENTS}
         self.manifests = {name: require(folder, make) for name, folder in self.folders.items()}
-        self.tokenizers = layout.tokenizers
-        parts = {**self.manifests, "tokenizers": require(layout.tokenizers, "make onnx")}
+        self.tokenizers, self.preview = layout.tokenizers, layout.preview
+        onnx = f"make onnx MODEL={layout.model}"
+        exported = {folder.name: require(folder, onnx) for folder in (layout.tokenizers, layout.preview)}
+        parts = self.manifests | exported
         for field in ("checkpoint", "family", "shapes", "runtime"):
             values = {
                 name: manifest.checkpoint if field == "checkpoint" else manifest.settings[field]
                 for name, manifest in parts.items()
-                if field in ("checkpoint", "family") or name != "tokenizers"
+                if field in ("checkpoint", "family") or name in self.manifests
             }
             common = values["mmdit"]
             others = [name for name, value in values.items() if value != common]
@@ -128,6 +130,7 @@ def package(
         checkpoint=first.checkpoint,
         made_from={f"{each.target}/{file}": value for each in engines for file, value in each.files().items()}
         | {f"tokenizers/{k}": v for k, v in read_manifest(first.tokenizers).files.items()}
+        | {f"preview/{k}": v for k, v in read_manifest(first.preview).files.items()}
         | {"policies": _policies_digest(), "inside": code_digest(_INSIDE), "packager": _packager_digest()},
         settings={
             "targets": [each.target for each in engines],
@@ -187,6 +190,9 @@ def write_repository(engines: Sequence[Engines], folder: Path, step_times: Seque
             shutil.copy(path.parent / "1/model.py", version / "model.py")
             shutil.copytree(_INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
             _write_json(version / "settings.json", _settings(first, step_times))
+            if name == "text_to_image_stream":
+                for file in read_manifest(first.preview).files:
+                    shutil.copy(first.preview / file, version / file)
             if name == "text_encoder":
                 tokenizers = read_manifest(first.tokenizers).files
                 (version / "tokenizers_json").mkdir()
