@@ -1,9 +1,9 @@
 """Triton's model control API, for the launcher alone: how a server is drained.
 
 SIGTERM makes Triton refuse every call between models at once, so pictures in the making fail. Unloading what
-clients ask for does not: the server is no longer ready, new requests are refused as UNAVAILABLE, and those
-that run finish. A key, random for each start, keeps clients from loading and unloading. It stands on Triton's
-command line, where this machine's users may read it.
+clients ask for does not: the server is no longer ready, new requests are refused ("has no available
+versions", NOT_FOUND in gRPC), and those that run finish. A key, random for each start, keeps clients from
+loading and unloading. It stands on Triton's command line, where this machine's users may read it.
 """
 
 import secrets

@@ -154,7 +154,7 @@ class Server:
         return f"the process of model {', '.join(names)} died" if names else None
 
     def drain(self, grace: float) -> str | None:
-        """Refuse new requests, as UNAVAILABLE, and let those that run finish, for at most `grace` seconds.
+        """Refuse new requests and let those that run finish, for at most `grace` seconds.
 
         From then on the server is not ready. Returns None when all have finished, or why they could not.
         """
