@@ -84,9 +84,29 @@ def main() -> int:
         help="what calls take by their rows, as `make gpu-check` writes it for a size; may be repeated. The "
         "scheduler then shares calls of about that size only where it pays",
     )
+    packaging.add_argument(
+        "--cache-pictures",
+        action="store_true",
+        help="answer a request that was answered before from the cache; a seed is then required",
+    )
+
+    serving = argparse.ArgumentParser(add_help=False)
+    serving.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=30,
+        help="what runs gets to finish once Ctrl-C or SIGTERM came (default: %(default)g)",
+    )
+    serving.add_argument(
+        "--cache",
+        default="local",
+        help="of responses: local, local:MIB or redis://HOST:PORT (default: %(default)s, 256 MiB)",
+    )
 
     commands.add_parser("package", parents=[model, packaging], help="write the Triton model repository")
-    commands.add_parser("launch", parents=[model, ports], help="start the server and wait for Ctrl-C")
+    commands.add_parser(
+        "launch", parents=[model, ports, serving], help="start the server and wait for Ctrl-C"
+    )
     generate = commands.add_parser("generate", parents=[request], help="ask a running server for a picture")
     generate.add_argument("prompt")
     generate.add_argument("--url", default="localhost:8001", help="gRPC (default: %(default)s)")
@@ -112,12 +132,15 @@ def main() -> int:
     targets = _targets(arguments.target, arguments.precision)
     repository = _repository(layout, targets)
     if arguments.command in ("package", "demo"):
-        _package(layout, targets, repository, arguments.accept_quality, arguments.step_times)
+        _package(layout, targets, repository, arguments)
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
+        from serve.response_cache import ResponseCache
 
         chosen = Ports(arguments.grpc_port, arguments.http_port, arguments.metrics_port, arguments.host)
-        return serve(repository, chosen, layout.root / "triton" / "server.log")
+        cache = ResponseCache.parse(arguments.cache)
+        log = layout.root / "triton" / "server.log"
+        return serve(repository, chosen, log, cache=cache, grace=arguments.grace_seconds)
     if arguments.command == "demo":
         from serve.launcher import Ports, running
 
@@ -140,7 +163,7 @@ def _repository(layout: Layout, targets: dict[str, Precision]) -> Path:
 
 
 def _package(
-    layout: Layout, targets: dict[str, Precision], repository: Path, accept: bool, step_times: Sequence[Path]
+    layout: Layout, targets: dict[str, Precision], repository: Path, arguments: argparse.Namespace
 ) -> None:
     from mmdit.step_times import read
     from serve.compatibility import Plan
@@ -148,8 +171,14 @@ def _package(
     from serve.timing import measured_elsewhere
 
     engines = [Engines(layout, target, precision) for target, precision in targets.items()]
-    times = [read(path) for path in step_times]
-    reason = package(engines, repository, accept_quality=accept, step_times=times)
+    times = [read(path) for path in arguments.step_times]
+    reason = package(
+        engines,
+        repository,
+        accept_quality=arguments.accept_quality,
+        step_times=times,
+        cache_pictures=arguments.cache_pictures,
+    )
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
     manifest = read_manifest(repository)
     if manifest.settings["runtime"] == "tensorrt":
