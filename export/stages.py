@@ -37,10 +37,11 @@ from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx")
-# Modules that no artifact but a page or the sensitivity study comes from.
+# Modules that no artifact but a page, the sensitivity study or the preview's matrix comes from.
 _NOT_MAKING = (
     *("__main__", "audit_page", "budget", "candidates", "comparison", "decisions", "groups"),
-    *("making", "measurements", "sensitivity", "sensitivity_chart", "stages", "switches"),
+    *("making", "measurements", "projection_from_vae", "sensitivity", "sensitivity_chart", "stages"),
+    "switches",
 )
 _FP8_TOOLS = (*_TOOLS, "nvidia-modelopt")
 
@@ -91,7 +92,10 @@ class Export:
         return {name: Remedies.model_validate(each) for name, each in found.items()}
 
     def onnx(self, **given: Any) -> None:
-        """Make the tokenizers and one FP16 ONNX file per component; `given` are the scan's settings."""
+        """Make the tokenizers, an FP16 ONNX file per component, and the preview's matrix.
+
+        `given` are the scan's settings.
+        """
 
         def write_tokenizers(folder: Path) -> None:
             from export.tokenizers_from_checkpoint import write_tokenizers
@@ -127,6 +131,23 @@ class Export:
                 ),
                 write_component,
             )
+
+        def write_projection(folder: Path) -> dict[str, Any]:
+            from export.projection_from_vae import write_projection
+
+            return write_projection(self.family, self.checkpoint, folder)
+
+        make(
+            "preview",
+            self.layout.preview,
+            self._manifest(
+                "preview",
+                self.hashes["vae_decoder"],
+                _TOOLS,
+                projection=sha256(Path(__file__).with_name("projection_from_vae.py")),
+            ),
+            write_projection,
+        )
 
     def fp8(
         self,

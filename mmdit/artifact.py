@@ -95,6 +95,11 @@ class Layout:
         return self.root / "onnx" / "tokenizers"
 
     @property
+    def preview(self) -> Path:
+        """The folder of the matrix that turns latents into the colours of a preview."""
+        return self.root / "onnx" / "preview"
+
+    @property
     def scan(self) -> Path:
         """The folder of the activations' magnitudes, and of the remedies that they call for."""
         return self.root / "scan"

@@ -9,6 +9,8 @@ MmditError
 ├── EngineError         an engine that could not be built or run
 ├── RepositoryError     a Triton model repository that would not be right
 └── ServerError         a Triton server that cannot start, or does not answer
+    ├── UnavailableError    the server takes no request now: the same may be asked again
+    └── DeadlineError       the answer was not there in time
 """
 
 import sys
@@ -49,6 +51,14 @@ class RepositoryError(MmditError):
 
 class ServerError(MmditError):
     """The Triton server cannot start, or does not answer."""
+
+
+class UnavailableError(ServerError):
+    """The server takes no request now (its queue is full, it stops, it is not there): ask again later."""
+
+
+class DeadlineError(ServerError):
+    """The answer was not there within the time that its client gave it."""
 
 
 def first_line(error: Exception) -> str:

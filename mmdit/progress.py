@@ -8,13 +8,15 @@ from types import TracebackType
 class Progress:
     """A labelled bar over `total` units; says at the end how long the work took.
 
-    Use it as a context manager; `update(done)` sets, `advance()` adds.
+    Use it as a context manager; `update(done)` sets, `advance()` adds. Of units that are worked on
+    `together` all end at nearly the same time: what the first one took says nothing of the time left.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "") -> None:
+    def __init__(self, label: str, total: int, unit: str = "", *, together: bool = False) -> None:
         self.label = label
         self.total = max(total, 1)
         self.unit = unit
+        self.together = together
         self.done = 0
         self.note = ""
         self._first = 0
@@ -65,7 +67,7 @@ class Progress:
         counted = f"{self.done}/{self.total} {self.unit}".strip()
         if end:
             text = f"{self.label}: {counted}, {seconds:.1f} s"
-        elif self._first < self.done < self.total:
+        elif self._first < self.done < self.total and not self.together:
             left = seconds / (self.done - self._first) * (self.total - self.done)
             text = f"{self.label}: {counted}, {left:.0f} s left"
         else:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ def main() -> int:
     request.add_argument("--seed", type=int, help="default: a random one, which is printed")
     request.add_argument("--steps", type=int, help="default: the model's")
     request.add_argument("--guidance-scale", type=float, help="default: the model's; 1 or less: none")
+    request.add_argument("--guidance-start", type=float, help="fraction of the steps; default: 0")
+    request.add_argument("--guidance-end", type=float, help="fraction of the steps; default: 1")
     request.add_argument("--height", type=int, help="pixels; default: the model's")
     request.add_argument("--width", type=int, help="pixels; default: the model's")
 
@@ -81,12 +84,36 @@ def main() -> int:
         help="what calls take by their rows, as `make gpu-check` writes it for a size; may be repeated. The "
         "scheduler then shares calls of about that size only where it pays",
     )
+    packaging.add_argument(
+        "--cache-pictures",
+        action="store_true",
+        help="answer a request that was answered before from the cache; a seed is then required",
+    )
+
+    serving = argparse.ArgumentParser(add_help=False)
+    serving.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=30,
+        help="what runs gets to finish once Ctrl-C or SIGTERM came (default: %(default)g)",
+    )
+    serving.add_argument(
+        "--cache",
+        default="local",
+        help="of responses: local, local:MIB or redis://HOST:PORT (default: %(default)s, 256 MiB)",
+    )
 
     commands.add_parser("package", parents=[model, packaging], help="write the Triton model repository")
-    commands.add_parser("launch", parents=[model, ports], help="start the server and wait for Ctrl-C")
+    commands.add_parser(
+        "launch", parents=[model, ports, serving], help="start the server and wait for Ctrl-C"
+    )
     generate = commands.add_parser("generate", parents=[request], help="ask a running server for a picture")
     generate.add_argument("prompt")
     generate.add_argument("--url", default="localhost:8001", help="gRPC (default: %(default)s)")
+    generate.add_argument("--timeout", type=float, help="seconds; default: wait without end")
+    generate.add_argument(
+        "--priority-level", type=int, help="1 goes before 2 before 3; default: the server's"
+    )
     generate.add_argument("--out", type=Path, default=Path("picture.png"), help="default: %(default)s")
     demo = commands.add_parser(
         "demo", parents=[model, packaging, request], help="serve on free ports, make a grid of pictures, stop"
@@ -105,12 +132,15 @@ def main() -> int:
     targets = _targets(arguments.target, arguments.precision)
     repository = _repository(layout, targets)
     if arguments.command in ("package", "demo"):
-        _package(layout, targets, repository, arguments.accept_quality, arguments.step_times)
+        _package(layout, targets, repository, arguments)
     if arguments.command == "launch":
         from serve.launcher import Ports, serve
+        from serve.response_cache import ResponseCache
 
         chosen = Ports(arguments.grpc_port, arguments.http_port, arguments.metrics_port, arguments.host)
-        return serve(repository, chosen, layout.root / "triton" / "server.log")
+        cache = ResponseCache.parse(arguments.cache)
+        log = layout.root / "triton" / "server.log"
+        return serve(repository, chosen, log, cache=cache, grace=arguments.grace_seconds)
     if arguments.command == "demo":
         from serve.launcher import Ports, running
 
@@ -133,7 +163,7 @@ def _repository(layout: Layout, targets: dict[str, Precision]) -> Path:
 
 
 def _package(
-    layout: Layout, targets: dict[str, Precision], repository: Path, accept: bool, step_times: Sequence[Path]
+    layout: Layout, targets: dict[str, Precision], repository: Path, arguments: argparse.Namespace
 ) -> None:
     from mmdit.step_times import read
     from serve.compatibility import Plan
@@ -141,8 +171,14 @@ def _package(
     from serve.timing import measured_elsewhere
 
     engines = [Engines(layout, target, precision) for target, precision in targets.items()]
-    times = [read(path) for path in step_times]
-    reason = package(engines, repository, accept_quality=accept, step_times=times)
+    times = [read(path) for path in arguments.step_times]
+    reason = package(
+        engines,
+        repository,
+        accept_quality=arguments.accept_quality,
+        step_times=times,
+        cache_pictures=arguments.cache_pictures,
+    )
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
     manifest = read_manifest(repository)
     if manifest.settings["runtime"] == "tensorrt":
@@ -157,7 +193,8 @@ def _package(
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("negative_prompt", "seed", "steps", "guidance_scale", "height", "width")
+    guidance = ("guidance_scale", "guidance_start", "guidance_end")
+    names = ("negative_prompt", "seed", "steps", *guidance, "height", "width")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -182,7 +219,7 @@ def _grid(url: str, prompts: Sequence[str], arguments: argparse.Namespace) -> in
     with (
         Client(url) as client,
         ThreadPoolExecutor(len(prompts)) as pool,
-        ProgressBar("pictures", len(prompts)) as bar,
+        ProgressBar("pictures", len(prompts), together=True) as bar,
     ):
 
         def generate(number: int) -> Picture:
@@ -203,18 +240,21 @@ def _generate(url: str, prompt: str, arguments: argparse.Namespace, out: Path) -
     from serve.client import Client, Picture
 
     _check_png(out)
-    options = _options(arguments)
+    options = _options(arguments) | {
+        "timeout": arguments.timeout,
+        "priority_level": arguments.priority_level,
+    }
     bar: ProgressBar | None = None
-    with Client(url) as client:
+    with Client(url) as client, ExitStack() as stack:
         for update in client.stream(prompt, **options):
             if isinstance(update, Picture):
                 picture = update
-                continue
-            if bar is None:
-                bar = ProgressBar("denoising", update.steps, "steps").__enter__()
-            bar.update(update.step)
-    if bar is not None:
-        bar.__exit__(None, None, None)
+            elif bar is None:
+                bar = ProgressBar("denoising", update.steps, "steps")
+                bar.start_at(update.step)
+                stack.enter_context(bar)
+            else:
+                bar.update(update.step)
     picture.save(out)
     _note_truncation(prompt, picture)
     height, width, _ = picture.image.shape

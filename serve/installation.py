@@ -20,18 +20,21 @@ from pathlib import Path
 from mmdit.errors import ServerError
 
 CONTAINER = "nvcr.io/nvidia/tritonserver:<XX.YY>-py3"
-_CONTAINER_BACKENDS = Path("/opt/tritonserver/backends")
+_CONTAINER = Path("/opt/tritonserver")
 # In a process of its own: a library of hundreds of megabytes, which may abort, stays out of the launcher.
 _ASK_VERSION = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).getInferLibVersion())"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A Triton server; `environment` is what it runs in, `backends` the folder that it loads them from."""
+    """A Triton server; `environment` is what it runs in, `backends` and `caches` the folders that it loads
+    them from.
+    """
 
     command: list[str]
     environment: dict[str, str]
     backends: Path
+    caches: Path
 
     def tensorrt_version(self) -> str:
         """major.minor.patch of the libnvinfer that the TensorRT backend loads, asked of the library itself.
@@ -72,9 +75,9 @@ def find_installation(work: Path) -> Installation:
     """The server to start; `work` gets the wheel's backends. Raises ServerError when none can run here."""
     on_path = shutil.which("tritonserver")
     if on_path:
-        beside = Path(on_path).resolve().parent.parent / "backends"
-        backends = beside if beside.is_dir() else _CONTAINER_BACKENDS
-        return Installation([on_path], dict(os.environ), backends)
+        beside = Path(on_path).resolve().parent.parent
+        root = beside if (beside / "backends").is_dir() else _CONTAINER
+        return Installation([on_path], dict(os.environ), root / "backends", root / "caches")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     spec = importlib.util.find_spec("pytriton")
     if platform.system() != "Linux" or platform.machine() != "x86_64" or not spec:
@@ -104,9 +107,10 @@ def find_installation(work: Path) -> Installation:
         [*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
     )
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
+    caches = package / "tritonserver/caches"
     command = [
         str(package / "tritonserver/bin/tritonserver"),
         f"--backend-directory={folder}/backends",
-        f"--cache-directory={package}/tritonserver/caches",
+        f"--cache-directory={caches}",
     ]
-    return Installation(command, environment, folder / "backends")
+    return Installation(command, environment, folder / "backends", caches)

@@ -18,15 +18,16 @@ import tritonclient.grpc as triton
 from pydantic import ValidationError
 
 from mmdit.artifact import read_manifest, shown
-from mmdit.errors import ServerError
+from mmdit.errors import ServerError, first_line
 from mmdit.progress import Progress
 from mmdit.target import find_gpu
+from serve import processes
 from serve.compatibility import Plan, built_elsewhere, check_whole, loadable
+from serve.control import SERVED, ModelControl
 from serve.installation import Installation, find_installation
+from serve.response_cache import LOCAL, ResponseCache
 
-CACHE_BYTES = 256 * 1024 * 1024  # of the response cache, which holds text-encoder answers
-EXIT_TIMEOUT = 20  # seconds that requests in flight get to finish after a stop
-_SHARED_MEMORY = Path("/dev/shm")
+EXIT_TIMEOUT = 10  # seconds that Triton gets to end after a stop
 START_TIMEOUT = 600  # seconds; engines of several GB are read from disk
 
 
@@ -68,9 +69,9 @@ class Ports:
 
 
 class Server:
-    """A running Triton server; `stop` it, or use `running`."""
+    """A running Triton server; `drain` and `stop` it, or use `running`."""
 
-    def __init__(self, repository: Path, ports: Ports, log: Path) -> None:
+    def __init__(self, repository: Path, ports: Ports, log: Path, cache: ResponseCache = LOCAL) -> None:
         """Start the process; see `wait_until_ready`.
 
         Raises ServerError when no server can run here, a port is taken, or the server cannot load the
@@ -87,6 +88,8 @@ class Server:
         self._address = "127.0.0.1" if ports.host == "0.0.0.0" else ports.host
         self.log = log
         self._models: dict[int, str] = {}
+        self._regions: set[Path] = set()
+        self._control = ModelControl()
         log.parent.mkdir(parents=True, exist_ok=True)
         installation = find_installation(log.parent)
         options, environment = _settings(repository, installation)
@@ -99,7 +102,8 @@ class Server:
                     f"--grpc-port={ports.grpc}",
                     f"--http-port={ports.http}",
                     f"--metrics-port={ports.metrics}",
-                    f"--cache-config=local,size={CACHE_BYTES}",
+                    *cache.options(installation),
+                    *self._control.options,
                     f"--exit-timeout-secs={EXIT_TIMEOUT}",
                     *options,
                 ],
@@ -131,7 +135,8 @@ class Server:
                 progress.update(len(models) - len(waiting))
                 if waiting:
                     time.sleep(0.1)
-        self._models = self._model_processes()
+        self._models = processes.model_processes(self._process.pid)
+        self._regions = processes.regions(self._process.pid)
 
     def failure(self) -> str | None:
         """What has died: the server itself, or the process of one of its Python models; None if all live.
@@ -144,32 +149,48 @@ class Server:
             return f"the Triton server was killed by signal {-status}"
         if status is not None:
             return f"the Triton server ended with status {status}: {self._reason()}"
-        dead = self._models.keys() - self._model_processes().keys()
+        dead = self._models.keys() - processes.model_processes(self._process.pid).keys()
         names = sorted({self._models[process] for process in dead})
         return f"the process of model {', '.join(names)} died" if names else None
 
-    def _model_processes(self) -> dict[int, str]:
-        """This server's Python backend processes → their models."""
-        models = {}
-        for process in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if not process.name.isdigit() or os.getsid(int(process.name)) != self._process.pid:
-                    continue
-                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                for path in map(Path, command):
-                    if path.name == "model.py":
-                        models[int(process.name)] = path.parent.parent.name
-        return models
+    def drain(self, grace: float) -> str | None:
+        """Refuse new requests and let those that run finish, for at most `grace` seconds.
+
+        From then on the server is not ready. Returns None when all have finished, or why they could not.
+        """
+        if not self._models:  # it never was ready
+            return None
+        deadline = time.monotonic() + grace
+        url = f"{self._address}:{self.ports.grpc}"
+        try:
+            self._control.unload(url)
+            self._models = {key: name for key, name in self._models.items() if name not in SERVED}
+            while not self._control.unloaded(url):
+                if failure := self.failure():
+                    return failure
+                if time.monotonic() > deadline:
+                    return f"they were still running after {grace:g} s"
+                time.sleep(0.1)
+        except triton.InferenceServerException as error:
+            return self.failure() or first_line(error)
+        return None
 
     def stop(self) -> None:
-        """Let requests in flight finish, then end; kills the server when it does not obey."""
+        """End the server, with what it still does; kills it when it does not obey."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(EXIT_TIMEOUT + 10)
-        except subprocess.TimeoutExpired:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_TIMEOUT + 5)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the server at once, and remove the shared memory that a killed Triton leaves behind."""
+        left = self._regions | processes.regions(self._process.pid)
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        for path in left:
+            path.unlink(missing_ok=True)
 
     def _reason(self) -> str:
         """The first line of the log that tells of a model that failed, else of an error, else the last."""
@@ -192,15 +213,20 @@ def running(repository: Path, ports: Ports, log: Path) -> Iterator[Server]:
         server.stop()
 
 
-def serve(repository: Path, ports: Ports, log: Path) -> int:
-    """Serve until Ctrl-C, SIGTERM or the server's own end; returns the exit status."""
+def serve(repository: Path, ports: Ports, log: Path, *, cache: ResponseCache, grace: float) -> int:
+    """Serve until Ctrl-C, SIGTERM or the server's own end; returns the exit status.
+
+    Requests that run get `grace` seconds to finish, unless a second signal ends them at once. When the
+    process of a model has died nothing is waited for: requests in it would never finish. Raises ServerError
+    then, so that who started this starts it again.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets background jobs ignore SIGINT
         signal.signal(number, interrupt)
-    server = Server(repository, ports, log)
+    server = Server(repository, ports, log, cache)
     try:
         server.wait_until_ready()
         print(
@@ -211,12 +237,29 @@ def serve(repository: Path, ports: Ports, log: Path) -> int:
         )
         while (failure := server.failure()) is None:
             time.sleep(0.5)
+        server.kill()
         raise ServerError(f"{failure} (log: {shown(log)})")
     except KeyboardInterrupt:
-        print("stopping", flush=True)
-        return 0
+        return _stop(server, grace)
     finally:
         server.stop()
+
+
+def _stop(server: Server, grace: float) -> int:
+    """Drain, then stop; returns the exit status. A second signal ends it."""
+    try:
+        print(
+            f"stopping: new requests are refused, those that run get {grace:g} s; again to stop at once",
+            flush=True,
+        )
+        if reason := server.drain(grace):
+            print(f"requests are cut off: {reason}", flush=True)
+            server.kill()
+        server.stop()
+    except KeyboardInterrupt:
+        print("stopped at once", flush=True)
+        server.kill()
+    return 0
 
 
 def _settings(repository: Path, installation: Installation) -> tuple[list[str], dict[str, str]]:
@@ -226,10 +269,10 @@ def _settings(repository: Path, installation: Installation) -> tuple[list[str], 
     """
     manifest = read_manifest(repository)
     needed = manifest.findings.get("shared_memory_bytes", 0)
-    free = shutil.disk_usage(_SHARED_MEMORY).free
+    free = shutil.disk_usage(processes.SHARED_MEMORY).free
     if free < needed:
         print(
-            f"warning: {_SHARED_MEMORY} has {free >> 20} MiB free, and this repository takes up to "
+            f"warning: {processes.SHARED_MEMORY} has {free >> 20} MiB free, and this repository takes up to "
             f"{needed >> 20} MiB with as many requests as its policies admit: start the container with "
             f"--shm-size={needed >> 20}m",
             file=sys.stderr,

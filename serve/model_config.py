@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from mmdit.contract import Profile, Signature, Tensor, ensemble_steps
+from mmdit.contract import Profile, Shape, Signature, Tensor, ensemble_steps
 from mmdit.errors import RepositoryError
 from mmdit.family import Family
 
@@ -51,8 +51,12 @@ def engine_config(
     runtime: str,
     profiles: Sequence[Profile],
     plans: Mapping[str, str],
+    warm_up: Sequence[Mapping[str, Shape]],
 ) -> ModelConfig:
-    """An engine's config for a runtime; `plans` are its files by compute capability, for TensorRT."""
+    """An engine's config for a runtime; `plans` are its files by compute capability, for TensorRT.
+
+    `warm_up` are the calls that Triton makes before it is ready, unless the policy has its own.
+    """
     if runtime == "tensorrt":
         config.backend = "tensorrt"
         if any(group.kind == _Instance.KIND_CPU for group in config.instance_group):
@@ -67,6 +71,8 @@ def engine_config(
         group.kind = _Instance.KIND_GPU if runtime == "tensorrt" else _Instance.KIND_CPU
     config.max_batch_size = signature.max_rows
     _add_tensors(config, signature)
+    if not config.model_warmup:
+        _add_warm_up(config, warm_up)
     return config
 
 
@@ -81,9 +87,18 @@ def python_config(config: ModelConfig, signature: Signature, *, decoupled: bool 
     return config
 
 
-def ensemble_config(config: ModelConfig, signature: Signature, family: Family) -> ModelConfig:
+def ensemble_config(
+    config: ModelConfig, signature: Signature, family: Family, *, cache_pictures: bool
+) -> ModelConfig:
     """The config of the `text_to_image` ensemble; its parameters tell clients a request's defaults."""
     config.platform = "ensemble"
+    if cache_pictures:
+        config.response_cache.enable = True
+    elif config.response_cache.enable:
+        raise RepositoryError(
+            f"{config.name}: with a response cache and no seed every client would get the same picture; "
+            "package with --cache-pictures instead, which makes the seed required"
+        )
     defaults = {"model": family.name, "steps": family.steps, "guidance_scale": family.guidance_scale}
     for name, value in defaults.items():
         config.parameters[name].string_value = json.dumps(value)
@@ -203,6 +218,17 @@ def _add_cuda_graphs(config: ModelConfig, profiles: Sequence[Profile]) -> None:
         spec = config.optimization.cuda.graph_spec.add(batch_size=rows)
         for name, (_, *dims) in shapes.items():
             spec.input[name].dim.extend(dims)
+
+
+def _add_warm_up(config: ModelConfig, calls: Sequence[Mapping[str, Shape]]) -> None:
+    for shapes in calls:
+        name, first = next(iter(shapes.items()))
+        sample = config.model_warmup.add(name=f"{name} {list(first)}", batch_size=first[0])
+        types = {tensor.name: tensor.data_type for tensor in config.input}
+        for name, (_, *dims) in shapes.items():
+            sample.inputs[name].data_type = types[name]
+            sample.inputs[name].dims.extend(dims)
+            sample.inputs[name].zero_data = True
 
 
 def _add_tensors(config: ModelConfig, signature: Signature) -> None:

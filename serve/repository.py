@@ -25,7 +25,7 @@ from mmdit.errors import RepositoryError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
 from mmdit.step_times import StepTimes
-from serve import model_config
+from serve import model_config, warm_up
 from serve.compatibility import Plan, check_together, check_whole, plan_of
 from serve.quality import quality_of
 from serve.server_memory import cuda_pool, shared_memory
@@ -33,7 +33,7 @@ from serve.timing import check_step_times
 
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
 _INSIDE = Path(__file__).with_name("inside")
-_DECIDING = ("repository", "model_config", "server_memory")  # modules that decide what is written
+_DECIDING = ("repository", "model_config", "server_memory", "warm_up")  # modules that decide what is written
 _ONNXRUNTIME_ENGINE = Path(__file__).with_name("runtime") / "onnxruntime_engine.py"
 
 
@@ -51,13 +51,15 @@ class Engines:
         precisions = {name: Precision.FP16 for name in COMPONENTS} | {"mmdit": precision}
         self.folders = {name: layout.engine(target, name, precisions[name]) for name in COMPONENTS}
         self.manifests = {name: require(folder, make) for name, folder in self.folders.items()}
-        self.tokenizers = layout.tokenizers
-        parts = {**self.manifests, "tokenizers": require(layout.tokenizers, "make onnx")}
+        self.tokenizers, self.preview = layout.tokenizers, layout.preview
+        onnx = f"make onnx MODEL={layout.model}"
+        exported = {folder.name: require(folder, onnx) for folder in (layout.tokenizers, layout.preview)}
+        parts = self.manifests | exported
         for field in ("checkpoint", "family", "shapes", "runtime"):
             values = {
                 name: manifest.checkpoint if field == "checkpoint" else manifest.settings[field]
                 for name, manifest in parts.items()
-                if field in ("checkpoint", "family") or name != "tokenizers"
+                if field in ("checkpoint", "family") or name in self.manifests
             }
             common = values["mmdit"]
             others = [name for name, value in values.items() if value != common]
@@ -102,6 +104,7 @@ def package(
     *,
     accept_quality: bool = False,
     step_times: Sequence[StepTimes] = (),
+    cache_pictures: bool = False,
 ) -> str | None:
     """Write the repository of one or several targets' engines into `output`, unless it is up to date.
 
@@ -111,7 +114,8 @@ def package(
     Whatever was wrong, an earlier repository stays as it is.
 
     `step_times`, as `make gpu-check` measures them, tell the step scheduler where sharing calls pays; without
-    them it shares as many rows as the shape set allows.
+    them it shares as many rows as the shape set allows. With `cache_pictures` the same request to
+    `text_to_image` is answered from Triton's response cache, and must bring its seed.
     """
     first = engines[0]
     _check_one_config(engines)
@@ -128,6 +132,7 @@ def package(
         checkpoint=first.checkpoint,
         made_from={f"{each.target}/{file}": value for each in engines for file, value in each.files().items()}
         | {f"tokenizers/{k}": v for k, v in read_manifest(first.tokenizers).files.items()}
+        | {f"preview/{k}": v for k, v in read_manifest(first.preview).files.items()}
         | {"policies": _policies_digest(), "inside": code_digest(_INSIDE), "packager": _packager_digest()},
         settings={
             "targets": [each.target for each in engines],
@@ -138,22 +143,28 @@ def package(
             "plans": [plan.model_dump() for plan in plans],
             "quality": quality,
             "step_times": [each.model_dump(mode="json") for each in step_times],
+            "cache_pictures": cache_pictures,
         },
         versions=versions("tokenizers"),
     )
     reason = manifest.reason_to_rebuild(output)
     if reason is not None:
         with whole(output, manifest) as folder:
-            write_repository(engines, folder, step_times)
+            write_repository(engines, folder, step_times, cache_pictures)
             check_repository(folder, first.family, first.shapes)
             manifest.findings = _memory(first, folder)
     return reason
 
 
-def write_repository(engines: Sequence[Engines], folder: Path, step_times: Sequence[StepTimes] = ()) -> None:
+def write_repository(
+    engines: Sequence[Engines],
+    folder: Path,
+    step_times: Sequence[StepTimes] = (),
+    cache_pictures: bool = False,
+) -> None:
     """Write every model's folder."""
     first = engines[0]
-    served = served_models(first.family)
+    served = served_models(first.family, cache_pictures=cache_pictures)
     for path in sorted(POLICIES.glob("*/config.pbtxt")):
         name = path.parent.name
         config = model_config.policy(path)
@@ -171,7 +182,12 @@ def write_repository(engines: Sequence[Engines], folder: Path, step_times: Seque
                         _place(each.folders[name] / file, version / plan_name)
                         plans[manifest.versions["compute_capability"]] = plan_name
             config = model_config.engine_config(
-                config, first.signatures[name], first.runtime, first.profiles[name], plans
+                config,
+                first.signatures[name],
+                first.runtime,
+                first.profiles[name],
+                plans,
+                warm_up.calls(first.signatures[name], first.shapes, first.runtime),
             )
             if first.runtime == "onnxruntime":
                 shutil.copy(_ONNXRUNTIME_ENGINE, version / "model.py")
@@ -180,13 +196,18 @@ def write_repository(engines: Sequence[Engines], folder: Path, step_times: Seque
                 level = "ORT_DISABLE_ALL" if fp8 else "ORT_ENABLE_ALL"
                 _write_json(version / "settings.json", {"graph_optimization_level": level})
         elif name == "text_to_image":
-            config = model_config.ensemble_config(config, served[name], first.family)
+            config = model_config.ensemble_config(
+                config, served[name], first.family, cache_pictures=cache_pictures
+            )
         elif name in served:
             decoupled = name == "text_to_image_stream"
             config = model_config.python_config(config, served[name], decoupled=decoupled)
             shutil.copy(path.parent / "1/model.py", version / "model.py")
             shutil.copytree(_INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
             _write_json(version / "settings.json", _settings(first, step_times))
+            if name == "text_to_image_stream":
+                for file in read_manifest(first.preview).files:
+                    shutil.copy(first.preview / file, version / file)
             if name == "prompt_encoder":
                 tokenizers = read_manifest(first.tokenizers).files
                 (version / "tokenizers_json").mkdir()

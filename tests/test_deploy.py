@@ -14,6 +14,7 @@ from test_serve_repository import large  # noqa: F401  (a fixture)
 
 from mmdit.shapes import NAMES, shape_set
 from serve.launcher import EXIT_TIMEOUT, Ports
+from serve.response_cache import ResponseCache
 from serve.server_memory import shared_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +22,7 @@ DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
 COMPOSE = (ROOT / "deploy/compose.yaml").read_text()
 README = (ROOT / "deploy/README.md").read_text()
 SERVICES = yaml.safe_load(COMPOSE)["services"]
+OURS = {name: service for name, service in SERVICES.items() if name != "redis"}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -88,7 +90,7 @@ def test_every_build_argument_is_used_and_given():
             if word == "ARG" and name:
                 rest = " ".join(text for _, text in steps[index + 1 :])
                 assert f"${{{argument}}}" in rest or argument.startswith("PIP_")  # pip reads its own
-    for name, service in SERVICES.items():
+    for name, service in OURS.items():
         stage = service["build"]["target"]
         declared = {argument for key in ("", stage) for word, argument in stages()[key] if word == "ARG"}
         assert set(service["build"]["args"]) == declared, name
@@ -101,7 +103,7 @@ def test_every_copied_path_is_there():
             assert all((ROOT / source).exists() for source in sources), rest
     context = SERVICES["build"]["build"]["context"]
     assert (ROOT / "deploy" / context).resolve() == ROOT
-    assert all((ROOT / service["build"]["dockerfile"]).is_file() for service in SERVICES.values())
+    assert all((ROOT / service["build"]["dockerfile"]).is_file() for service in OURS.values())
 
 
 def test_the_build_image_leaves_out_what_is_generated():
@@ -161,8 +163,24 @@ def test_the_ports_are_the_launchers_on_this_machine_alone():
 
 
 def test_a_stop_gives_requests_in_flight_their_time():
-    """The launcher kills Triton ten seconds after EXIT_TIMEOUT; Docker must not be faster."""
-    assert int(SERVICES["server"]["stop_grace_period"].rstrip("s")) > EXIT_TIMEOUT + 10
+    """They get the launcher's grace time, and Triton five seconds over its own; Docker must not be faster."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "serve", "launch", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    grace = int(re.search(r"default:\s+(\d+)", shown.rpartition("--grace-seconds")[2])[1])
+    assert int(SERVICES["server"]["stop_grace_period"].rstrip("s")) > grace + EXIT_TIMEOUT + 5
+
+
+def test_the_redis_service_is_one_that_the_launcher_reaches_and_others_do_not():
+    """By its name in the README; no port of it is published, and it starts only when it is asked for."""
+    (named,) = set(re.findall(r"CACHE=(redis://\w+)", README))
+    host, _ = ResponseCache.parse(named).redis
+    assert SERVICES[host]["profiles"] == ["redis"]
+    assert "ports" not in SERVICES[host]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,14 +194,14 @@ def test_the_compose_files_shared_memory_is_enough_for_large(large, name):  # no
     needed = shared_memory(
         large, shape_set(large, name), "tensorrt", limits["max_requests"], limits["max_streams"]
     )
-    for service in SERVICES.values():
+    for service in OURS.values():
         assert size_of(default(service["shm_size"])) >= needed
 
 
 def test_both_services_share_the_artifacts_and_have_one_gpu():
     """The build's volume, or BUILD's folder, is where the launcher looks: the image's build folder."""
     workdir = dict(instructions())["WORKDIR"]
-    for service in SERVICES.values():
+    for service in OURS.values():
         assert f"${{BUILD:-artifacts}}:{workdir}/build" in service["volumes"]
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}

@@ -15,7 +15,7 @@ from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
-ARTIFACTS = ("tokenizers", "scan", *(f"onnx {component}" for component in COMPONENTS))
+ARTIFACTS = ("tokenizers", "scan", *(f"onnx {component}" for component in COMPONENTS), "preview")
 FP8_ARTIFACTS = ("calibration", "onnx-fp8 mmdit")
 
 
@@ -64,7 +64,9 @@ def test_an_interrupted_export_recovers(miniature, scan, tmp_path):
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0
-    assert all(": 3/3 of load, trace, save" in line for line in again.stderr.splitlines())
+    *onnx_files, previews = again.stderr.splitlines()
+    assert all(": 3/3 of load, trace, save" in line for line in onnx_files)
+    assert previews.startswith("fitting previews: 96/96")
     for label in ARTIFACTS:
         kept = label.split()[-1] in ("scan", *made)
         assert (f"{label}: up to date" in again.stdout) is kept

@@ -284,6 +284,7 @@ def test_artifacts_lie_apart():
         *(layout.engine(target, "mmdit", p) for target in ("cpu", "hopper") for p in precisions),
         *(layout.repository(target, p) for target in ("cpu", "hopper") for p in precisions),
         layout.tokenizers,
+        layout.preview,
         layout.calibration,
     ]
     assert len(set(folders)) == len(folders)

@@ -34,3 +34,11 @@ def test_work_that_ends_is_done_to_its_last_unit(clock, capsys):
     with Progress("work", 3):
         pass
     assert capsys.readouterr().err == "work: 3/3, 0.0 s\n"
+
+
+def test_units_that_are_worked_on_together_promise_no_time(clock, capsys):
+    """The first of eight pictures ends when nearly all do: seven times as long again would be wrong."""
+    with Progress("pictures", 8, together=True) as bar:
+        clock[0] = 12.0
+        bar.advance()
+        assert capsys.readouterr().err == "pictures: 1/8\n"

@@ -347,4 +347,4 @@ def test_a_backend_that_names_no_tensorrt_is_damaged(tmp_path):
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt/libtriton_tensorrt.so").write_bytes(b"")
     with pytest.raises(ServerError, match="names no libnvinfer"):
-        Installation(["tritonserver"], {}, tmp_path).tensorrt_version()
+        Installation(["tritonserver"], {}, tmp_path, tmp_path).tensorrt_version()

@@ -1,49 +1,20 @@
 """The launcher and the command line: real processes, real ports, real signals."""
 
-import contextlib
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from launched import ROOT, kill, launch, launched, read_until, server_of
 from PIL import Image
 
 from mmdit.errors import ServerError
+from serve import processes
 from serve.client import Client
 from serve.launcher import Ports, Server, running
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def launch(build, ports):
-    """`python -m serve launch` over the FP8 repository."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "serve", "launch", "--target", "cpu"),
-            *("--model", build.name, "--build", str(build.root.parent)),
-            *("--grpc-port", str(ports.grpc), "--http-port", str(ports.http)),
-            *("--metrics-port", str(ports.metrics)),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def read_until(process, text):
-    """The process's output up to a line that holds `text`."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -99,32 +70,17 @@ def test_a_killed_launcher_takes_its_server_along(build, fp8_repository):
     raise AssertionError("the server outlived its launcher by a minute")
 
 
-@pytest.mark.parametrize("victim", ["/bin/tritonserver", "/mmdit/1/model.py"])
-def test_a_killed_process_ends_the_launch(build, fp8_repository, victim):
-    """Server or engine: status 2 and one line, so that a supervisor starts it anew."""
-    ports = Ports.free()
-    process = launch(build, ports)
-    read_until(process, "Ctrl-C stops it")
-    (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    kill(victim, session=int(server))
-    output, _ = process.communicate(timeout=60)
+def test_a_killed_server_ends_the_launch(build, fp8_repository):
+    """Status 2 and one line, so that a supervisor starts it anew; its shared memory is gone."""
+    with launched(build) as (process, ports):
+        server = server_of(process)
+        regions = processes.regions(server)
+        kill("/bin/tritonserver", session=server)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    reason = "Triton server was killed by signal 9" if "server" in victim else "process of model mmdit died"
-    assert re.fullmatch(rf"error: the {reason} \(log: .*\)\n", output)
+    assert re.fullmatch(r"error: the Triton server was killed by signal 9 \(log: .*\)\n", output)
+    assert regions and not any(path.exists() for path in regions)
     ports.check_free()
-
-
-def kill(word, session):
-    """SIGKILL to the one process of a server's session whose command line holds the word."""
-    found = []
-    for path in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if path.name.isdigit() and os.getsid(int(path.name)) == session:
-                command = (path / "cmdline").read_bytes().decode(errors="replace")
-                if word in command:
-                    found.append(int(path.name))
-    (victim,) = found
-    os.kill(victim, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", ["grpc", "http", "metrics"])

@@ -129,6 +129,22 @@ def test_a_priority_level_that_is_none_is_refused(level):
         priority_of(f'{{"priority_level": {level}}}', default=2)
 
 
+def test_latents_that_overflowed_are_an_error_of_their_request_alone():
+    ended = []
+
+    def velocity(latent):
+        broken = np.array(latent)
+        broken[:2] = np.inf
+        return broken
+
+    scheduler = StepScheduler(Engine(velocity), 64)
+    for _ in range(2):
+        scheduler.submit(request(steps=1, on_end=lambda _, error: ended.append(error)))
+    run(scheduler)
+    assert "not finite at step 1" in str(ended[0])
+    assert ended[1] is None
+
+
 class Witness:
     """An observer that remembers."""
 

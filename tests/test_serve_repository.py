@@ -53,7 +53,7 @@ def write_engines(
     tensorrt="11.4.0.106",
     options=None,
 ):
-    """Engines for TensorRT whose plans are a few bytes, and tokenizers, as their stages write them."""
+    """Engines for TensorRT whose plans are a few bytes, tokenizers and a projection, as their stages do."""
     of_mmdit = precision
     for name in only:
         precision = of_mmdit if name == "mmdit" else Precision.FP16
@@ -74,16 +74,20 @@ def write_engines(
         )
         with whole(layout.engine(target, name, precision), manifest) as folder:
             (folder / "model.plan").write_bytes(f"{target} {name}".ljust(16).encode()[:16])
-    manifest = Manifest(
-        kind="tokenizers",
-        checkpoint="one",
-        made_from={},
-        settings={"family": family.model_dump(mode="json")},
-        versions={},
-    )
-    with whole(layout.tokenizers, manifest) as folder:
-        for name in ("clip_l", "clip_g", "t5"):
-            (folder / f"{name}.json").write_text("{}")
+    for exported, names in (
+        (layout.tokenizers, ("clip_l", "clip_g", "t5")),
+        (layout.preview, ("projection",)),
+    ):
+        manifest = Manifest(
+            kind=exported.name,
+            checkpoint="one",
+            made_from={},
+            settings={"family": family.model_dump(mode="json")},
+            versions={},
+        )
+        with whole(exported, manifest) as folder:
+            for name in names:
+                (folder / f"{name}.json").write_text("{}")
 
 
 @pytest.fixture
@@ -99,6 +103,13 @@ def packaged(layout: Layout) -> Path:
     output = layout.repository("hopper", Precision.FP8)
     package([Engines(layout, "hopper", Precision.FP8)], output, accept_quality=True)
     return output
+
+
+def test_a_build_from_before_previews_is_told_what_to_run(hopper):
+    """The projection is an artifact of its own: nothing else is exported anew."""
+    shutil.rmtree(hopper.preview)
+    with pytest.raises(ArtifactError, match="onnx/preview is not there yet: run `make onnx MODEL=large`"):
+        Engines(hopper, "hopper", Precision.FP8)
 
 
 def test_a_tensorrt_repository_agrees_with_the_contract(hopper, large):

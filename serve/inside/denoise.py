@@ -97,6 +97,13 @@ class Denoising:
         """Whether the last step asked for is done."""
         return self.step >= self.end
 
+    @property
+    def fault(self) -> Exception | None:
+        """Why the latents are no picture, or None."""
+        if np.isfinite(self.latents).all():
+            return None
+        return ArithmeticError(f"the latents are not finite at step {self.step}: an engine overflowed")
+
     def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
         """The step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
         latent: Array = np.empty((self.rows, *self.size), dtype)
@@ -107,15 +114,16 @@ class Denoising:
     def advance(self, velocity: Array) -> None:
         """One Euler step with this request's rows of the `velocity`, [rows, C, h, w]."""
         wide = velocity.astype(np.float32)
-        if self.rows == GUIDED_ROWS:
-            negative, guided = wide
-            guided -= negative
-            guided *= np.float32(self.guidance_scale)
-            guided += negative
-        else:
-            guided = wide[0]
-        guided *= self.sigmas[self.step + 1] - self.sigmas[self.step]
-        self.latents = self.latents + guided
+        with np.errstate(invalid="ignore", over="ignore"):  # see `fault`
+            if self.rows == GUIDED_ROWS:
+                negative, guided = wide
+                guided -= negative
+                guided *= np.float32(self.guidance_scale)
+                guided += negative
+            else:
+                guided = wide[0]
+            guided *= self.sigmas[self.step + 1] - self.sigmas[self.step]
+            self.latents = self.latents + guided
         self.step += 1
 
 

@@ -88,7 +88,8 @@ class StepScheduler:
                 refused = Full(f"{held} requests are being denoised already: try again later")
             else:
                 request.ready = time.perf_counter()
-                self._waiting[request] = (request.priority, request.arrival or time.monotonic_ns())
+                request.arrival = request.arrival or time.monotonic_ns()
+                self._waiting[request] = (request.priority, request.arrival)
                 self._changed.notify_all()
         if refused is not None:
             self._tell("ended", request, refused)
@@ -172,7 +173,7 @@ class StepScheduler:
             self._changed.notify_all()
         for request in call:
             if request.finished:
-                self._end(request, None)
+                self._end(request, request.fault)
 
     def _work(self) -> None:
         while True:

@@ -14,9 +14,16 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from .limits import RequestError
-from .schedule import Cancelled, Full
+from .schedule import Cancelled, Expired, Full
 
 Array = npt.NDArray[Any]
+
+
+# What a model of ours says of a request, and Triton's code for it. Triton 2.51 hands every error over as
+# INTERNAL to a model that called another: a caller of ours asks for its kind in the message and takes it off.
+_CODES = {RequestError: "INVALID_ARG", Full: "UNAVAILABLE", Expired: "CANCELLED", Cancelled: "CANCELLED"}
+_KINDS = {kind.__name__: kind for kind in _CODES}
+_ASKED = "error_kind_in_message"
 
 
 class ModelError(Exception):
@@ -66,19 +73,23 @@ def call(
     """Run another model of this repository; returns its outputs by name.
 
     `constants` are inputs that `tensors` made; `timeout` (microseconds; 0: none) and `parameters` go along.
-    Raises ModelError with that model's message and code, NoAnswer when an output is missing.
+    Raises what a model of ours raised about the request, or ModelError with another's message and code:
+    NoAnswer when an output is missing.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
         inputs=[*tensors(inputs), *constants],
         requested_output_names=outputs,
         timeout=timeout,
-        parameters=parameters or {},
+        parameters={_ASKED: True, **(parameters or {})},
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
     answer = request.exec()
     if answer.has_error():
         error = answer.error()
+        message, _, kind = error.message().rpartition(" ")
+        if kind[1:-1] in _KINDS:
+            raise _KINDS[kind[1:-1]](message)
         raise ModelError(error.message(), error.code())
     found = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
     missing = [name for name, tensor in found.items() if tensor is None]
@@ -97,19 +108,16 @@ def response(outputs: dict[str, Array], request: Any) -> Any:
     return pb_utils.InferenceResponse(tensors({k: v for k, v in outputs.items() if k in wanted}))
 
 
-def error_response(error: Exception) -> Any:
+def error_response(error: Exception, request: Any) -> Any:
     """The response that tells a client what was wrong with its request, or with the server."""
+    message, kind = str(error), type(error)
     if isinstance(error, ModelError):
         code = error.code
-    elif isinstance(error, RequestError):
-        code = pb_utils.TritonError.INVALID_ARG
-    elif isinstance(error, Full):
-        code = pb_utils.TritonError.UNAVAILABLE
-    elif isinstance(error, Cancelled):
-        code = pb_utils.TritonError.CANCELLED
     else:
-        code = pb_utils.TritonError.INTERNAL
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        code = getattr(pb_utils.TritonError, _CODES.get(kind, "INTERNAL"))
+    if kind in _CODES and json.loads(request.parameters() or "{}").get(_ASKED):
+        message = f"{message} [{kind.__name__}]"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def one(value: Any, dtype: type) -> Array:

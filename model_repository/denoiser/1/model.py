@@ -9,7 +9,9 @@ from inside import triton
 from inside.admission import deadline_in, denoising_from, priority_of
 from inside.denoise import vae_latent
 from inside.limits import Limits
-from inside.schedule import StepScheduler
+from inside.metrics import LoopMetrics
+from inside.publisher import Publisher
+from inside.schedule import Full, StepScheduler
 
 
 class Engine:
@@ -31,7 +33,9 @@ class TritonPythonModel:
         policy = {name: int(value) for name, value in self.model.parameters.items()}
         self.limits = Limits.from_settings(self.model.settings, policy["max_steps"])
         self.default_priority = policy["default_priority_level"]
-        self.scheduler = StepScheduler(Engine(), policy["max_requests"])
+        self.metrics = LoopMetrics(self.limits)
+        self.scheduler = StepScheduler(Engine(), policy["max_requests"], observer=self.metrics)
+        self.publisher = Publisher(lambda: self.metrics.read(self.scheduler.held()), pb_utils.MetricFamily)
         self.thread = threading.Thread(target=self.scheduler.run, name="steps")
         self.thread.start()
 
@@ -46,15 +50,15 @@ class TritonPythonModel:
                 denoising.on_end = partial(self.answer, request, sender)
                 self.scheduler.submit(denoising)
             except Exception as error:
-                self.send(sender, triton.error_response(error))
+                if not isinstance(error, Full):  # of which the scheduler has told
+                    self.metrics.rejected(error)
+                self.send(sender, triton.error_response(error, request))
         return None
 
     def answer(self, request, sender, denoising, error):
         try:
             if error is not None:
                 raise error
-            if not np.isfinite(denoising.latents).all():
-                raise ArithmeticError(f"the latents are not finite at step {denoising.step}: an overflow")
             outputs = {
                 "latents": denoising.latents,
                 "vae_latent": vae_latent(denoising.latents, self.limits),
@@ -62,7 +66,7 @@ class TritonPythonModel:
             }
             answer = triton.response(outputs, request)
         except Exception as failure:
-            answer = triton.error_response(failure)
+            answer = triton.error_response(failure, request)
         self.send(sender, answer)
 
     def send(self, sender, answer):
@@ -71,3 +75,4 @@ class TritonPythonModel:
     def finalize(self):
         self.scheduler.close()
         self.thread.join()
+        self.publisher.close()

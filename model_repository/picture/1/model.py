@@ -17,5 +17,5 @@ class TritonPythonModel:
                 image = pixels_from(self.model.inputs(request)["decoded"])
                 responses.append(triton.response({"image": image}, request))
             except Exception as error:
-                responses.append(triton.error_response(error))
+                responses.append(triton.error_response(error, request))
         return responses

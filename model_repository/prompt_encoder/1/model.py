@@ -24,7 +24,7 @@ class TritonPythonModel:
                 prompt = self.model.inputs(request)["prompt"][0]
                 responses.append(triton.response(self.encode(prompt.decode()), request))
             except Exception as error:
-                responses.append(triton.error_response(error))
+                responses.append(triton.error_response(error, request))
         return responses
 
     def encode(self, prompt):

@@ -30,7 +30,7 @@ class TritonPythonModel:
             try:
                 responses.append(triton.response(self.encode(**self.model.inputs(request)), request))
             except Exception as error:
-                responses.append(triton.error_response(error))
+                responses.append(triton.error_response(error, request))
         return responses
 
     def encode(self, prompt, negative_prompt=None, guidance_scale=None):

@@ -11,9 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from inside import triton
-from inside.denoise import sigmas_for
-from inside.limits import RequestError
+from inside.denoise import sigmas_for, vae_latent
+from inside.limits import Limits
+from inside.metrics import StreamMetrics
+from inside.noise import noise_from_seed
+from inside.preview import predicted, projected, read_projection
+from inside.publisher import Publisher
+from inside.reports import Reports, TimeOut, passed_on
 from inside.schedule import Cancelled, Full
+
+TEXT = ("prompt", "negative_prompt", "guidance_scale")
+# What `denoiser` takes of a request and does not change from step to step.
+LASTING = ("seed", "guidance_scale", "guidance_start", "guidance_end", "height", "width")
 
 
 class TritonPythonModel:
@@ -21,10 +30,13 @@ class TritonPythonModel:
 
     def initialize(self, args):
         self.model = triton.Model(args)
-        self.family = self.model.settings["family"]
+        self.limits = Limits.from_settings(self.model.settings, max_steps=0)  # the denoiser's to refuse
+        self.projection = read_projection(self.model.folder)
         self.max_streams = int(self.model.parameters["max_streams"])
         self.places = threading.Semaphore(self.max_streams)
         self.threads = ThreadPoolExecutor(self.max_streams, thread_name_prefix="stream")
+        self.metrics = StreamMetrics()
+        self.publisher = Publisher(self.metrics.read, pb_utils.MetricFamily)
 
     def execute(self, requests):
         for request in requests:
@@ -41,7 +53,7 @@ class TritonPythonModel:
 
     def run(self, request, sender, inputs):
         try:
-            self.stream(request, sender, **inputs)
+            self.stream(request, sender, inputs)
         except Exception as error:
             self.end(sender, error)
         else:
@@ -50,60 +62,74 @@ class TritonPythonModel:
             self.places.release()
 
     def end(self, sender, error):
+        self.metrics.ended(error)
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if error is None:
             sender.send(flags=final)
         else:
             sender.send(triton.error_response(error), flags=final)
 
-    def stream(
-        self, request, sender, *, progress_every=None, preview_every=None, preview_with_vae=None, **inputs
-    ):
-        every = 1 if progress_every is None else int(progress_every[0])
-        if every < 1:
-            raise RequestError(f"progress_every is {every}: expected 1 or more")
-        steps = int(inputs.pop("steps", [self.family["steps"]])[0])
-        text_names = ("prompt", "negative_prompt", "guidance_scale")
+    def stream(self, request, sender, inputs):
+        reports = Reports.from_inputs(inputs)
+        parameters = passed_on(request.parameters())
+        time_out = TimeOut(request.timeout())
+        steps = int(inputs.get("steps", [self.limits.default_steps])[0])
         text = triton.call(
             "text_encoder",
-            {name: inputs[name] for name in text_names if name in inputs},
+            {name: inputs[name] for name in TEXT if name in inputs},
             ["context", "pooled", "truncated"],
         )
-        segment = {name: values for name, values in inputs.items() if "prompt" not in name}
-        segment |= {
-            "context": text["context"],
-            "pooled": text["pooled"],
-            "steps": triton.one(steps, np.int32),
-            "arrival": triton.one(time.monotonic_ns(), np.int64),  # each step keeps the stream's place
-        }
+        constants = triton.tensors(
+            {name: inputs[name] for name in LASTING if name in inputs}
+            | {"context": text["context"], "pooled": text["pooled"]}
+            | {"steps": triton.one(steps, np.int32)}
+            | {"arrival": triton.one(time.monotonic_ns(), np.int64)}  # each step keeps the stream's place
+        )
+        before, latents, seed, sigmas = None, inputs.get("latents"), None, None
         # A step at a time, whatever is reported, so that a client that cancels frees its place within one.
-        step, sigmas, seed = 0, None, None
-        while step == 0 or step < steps:  # at least once: the denoiser refuses what is wrong
+        for step in range(max(steps, 1)):  # at least once: the denoiser refuses what is wrong
             if sender.is_cancelled():
                 raise Cancelled(f"cancelled by the client before step {step + 1} of {steps}")
-            end = min(step + 1, steps)
-            segment |= {"begin": triton.one(step, np.int32), "end": triton.one(end, np.int32)}
-            state = triton.call("denoiser", segment, ["latents", "vae_latent", "used_seed"])
+            segment = {"begin": triton.one(step, np.int32), "end": triton.one(min(step + 1, steps), np.int32)}
+            try:
+                state = triton.call(
+                    "denoiser",
+                    segment | ({} if latents is None else {"latents": latents}),
+                    ["latents", "used_seed"],
+                    constants=constants,
+                    timeout=time_out.left(step + 1, steps),
+                    parameters=parameters,
+                )
+            except triton.ModelError:
+                time_out.left(step + 1, steps)  # its own message says nothing of the whole
+                raise
+            before, latents, done = latents, state["latents"], step + 1
             if step == 0:
                 seed = state["used_seed"]
-                sigmas = sigmas_for(steps, self.family["shift"], self.family["train_timesteps"])
-            segment["latents"] = state["latents"]
-            step = end
-            if step % every and step < steps:
+                sigmas = sigmas_for(steps, self.limits.shift, self.limits.train_timesteps)
+            if not reports.due(done, steps):
                 continue
             outputs = {
-                "step": triton.one(step, np.int32),
+                "step": triton.one(done, np.int32),
                 "steps": triton.one(steps, np.int32),
-                "sigma": triton.one(sigmas[step], np.float32),
+                "sigma": triton.one(sigmas[done], np.float32),
             }
-            shown = preview_every is not None and preview_every[0] and step % preview_every[0] == 0
-            if step == steps or shown:
-                decoded = triton.call("vae_decoder", {"latent": state["vae_latent"]}, ["image"])["image"]
-                image = triton.call("picture", {"decoded": decoded}, ["image"])["image"]
-                outputs["image" if step == steps else "preview"] = image
-            if step == steps:
-                outputs |= {"used_seed": seed, "truncated": text["truncated"]}
+            if reports.has_preview(done, steps):
+                if before is None:
+                    before = noise_from_seed(int(seed[0]), latents.shape)
+                clean = predicted(before, latents, sigmas[step], sigmas[done])
+                outputs["preview"] = (
+                    self.decoded(clean) if reports.with_vae else projected(clean, self.projection)
+                )
+            if done == steps:
+                outputs |= {"image": self.decoded(latents), "used_seed": seed, "truncated": text["truncated"]}
             sender.send(triton.response(outputs, request))
+
+    def decoded(self, latents):
+        latent = vae_latent(latents, self.limits)
+        decoded = triton.call("vae_decoder", {"latent": latent}, ["image"])["image"]
+        return triton.call("picture", {"decoded": decoded}, ["image"])["image"]
 
     def finalize(self):
         self.threads.shutdown()
+        self.publisher.close()

@@ -1,0 +1,249 @@
+"""The client library: values to tensors, time-outs, tries, errors, PNG files."""
+
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+from test_serve_pictures import executions
+from tritonclient.grpc import model_config_pb2
+
+from mmdit.contract import Dtype, served_models
+from mmdit.errors import DeadlineError, ServerError, UnavailableError
+from mmdit.family import family_from_checkpoint
+from serve.client import Client
+from serve.model_config import ensemble_config
+from serve.patience import Patience
+from serve.request import ServedModel, converted
+
+
+@pytest.fixture(scope="module")
+def served(miniature):
+    """Whether whole pictures are cached to what the ensemble's config tells a client."""
+    family = family_from_checkpoint(miniature)
+
+    def model(cache_pictures: bool = False) -> ServedModel:
+        signature = served_models(family)["text_to_image"]
+        inputs = tuple(
+            replace(tensor, optional=tensor.optional and not (cache_pictures and tensor.name == "seed"))
+            for tensor in signature.inputs
+        )
+        config = model_config_pb2.ModelConfig(name="text_to_image")
+        return ServedModel.from_config(ensemble_config(config, replace(signature, inputs=inputs), family))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "expected"),
+    [
+        (7, Dtype.INT64, [7]),
+        (np.uint8(7), Dtype.INT32, [7]),
+        (3, Dtype.FP32, [3.0]),
+        (1e300, Dtype.FP32, [np.inf]),  # which the server refuses by its name
+        (True, Dtype.BOOL, [True]),
+        ([[1, 2]], Dtype.FP32, [[1, 2]]),
+        ("ü", Dtype.BYTES, [b"\xc3\xbc"]),
+        (b"\xff\0", Dtype.BYTES, [b"\xff\0"]),
+        ("", Dtype.BYTES, [b""]),
+    ],
+)
+def test_a_value_becomes_a_tensor_of_the_inputs_dtype(value, dtype, expected):
+    array = converted("x", value, dtype)
+    assert array.dtype == dtype.numpy
+    assert array.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 2**70}, "seed is 1180591620717411303424: expected INT64"),
+        ({"seed": np.uint64(2**63)}, "seed is .*: expected INT64"),
+        ({"steps": 2.9}, "steps is 2.9: expected INT32"),
+        ({"steps": 2**40}, "steps is 1099511627776: expected INT32"),
+        ({"guidance_scale": "much"}, "guidance_scale is 'much': expected FP32"),
+        ({"prompt": "a\udcff"}, "prompt is 'a.*: expected BYTES"),
+        ({"prompt": 3}, "prompt is 3: expected BYTES"),
+        ({"latents": [[1], [2, 3]]}, "latents is .*: expected FP32"),
+        ({"latents": np.zeros((16, 8, 8), complex)}, r"latents is complex128 \[16, 8, 8\]: expected FP32"),
+        ({"sed": 1}, "text_to_image has no input sed: expected guidance_end, guidance_scale"),
+    ],
+)
+def test_a_value_that_the_input_cannot_take_is_named(served, given, message):
+    with pytest.raises(ServerError, match=message):
+        served().message({"prompt": "a circle"} | given)
+
+
+def test_what_is_none_is_left_to_the_model_and_told_with_its_default(served):
+    values = {"prompt": "a circle", "steps": None, "guidance_scale": 3.0}
+    assert [tensor.name for tensor in served().message(values).inputs] == ["prompt", "guidance_scale"]
+    assert served().told(values) == {
+        **{"model": "miniature", "steps": 20},
+        **{"prompt": "a circle", "guidance_scale": 3.0},
+    }
+
+
+def test_a_model_that_caches_pictures_gets_another_seed_each_time_unless_one_is_given(served):
+    """Without one, every unseeded client would get the same picture."""
+
+    def seed(values):
+        message = served(cache_pictures=True).message(values)
+        (number,) = [i for i, tensor in enumerate(message.inputs) if tensor.name == "seed"]
+        return int.from_bytes(message.raw_input_contents[number], "little", signed=True)
+
+    drawn = {seed({"prompt": "a circle"}) for _ in range(4)}
+    assert len(drawn) == 4 and min(drawn) >= 0
+    assert seed({"prompt": "a circle", "seed": 7}) == 7
+    assert "seed" not in {tensor.name for tensor in served().message({"prompt": "a circle"}).inputs}
+
+
+def test_time_out_and_priority_go_as_parameters_in_microseconds_and_levels(served):
+    message = served().message({"prompt": "a circle"}, seconds=1.5, priority_level=1)
+    assert {name: value.int64_param for name, value in message.parameters.items()} == {
+        "timeout": 1_500_000,
+        "priority_level": 1,
+    }
+    assert not served().message({"prompt": "a circle"}).parameters
+
+
+@pytest.mark.parametrize("level", ["1", 1.5, True])
+def test_a_priority_level_is_a_whole_number(served, level):
+    with pytest.raises(ServerError, match="priority_level is .*: expected 1, 2 or 3"):
+        served().message({"prompt": "a circle"}, priority_level=level)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"timeout": 0}, "timeout is 0: expected seconds above 0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"retries": -1}, "retries is -1: expected 0 or more"),
+    ],
+)
+def test_a_time_out_or_a_number_of_tries_that_means_nothing_is_refused(given, message):
+    with Client("localhost:9") as lonely, pytest.raises(ServerError, match=message):
+        lonely.generate("a circle", **given)
+
+
+def test_pauses_double_and_differ_by_chance_until_no_try_is_left():
+    """Up to 16 seconds, of which at least a half."""
+    for longest in (8, 1):  # two clients
+        patience = Patience("server", retries=longest)
+        pauses = [patience.pause(UnavailableError("full")) for _ in range(longest)]
+        for pause, most in zip(pauses, (0.5, 1, 2, 4, 8, 16, 16, 16), strict=False):
+            assert most / 2 <= pause <= most
+        with pytest.raises(UnavailableError, match="full"):
+            patience.pause(UnavailableError("full"))
+
+
+def test_a_pause_that_would_outlast_the_time_out_is_not_made():
+    with pytest.raises(UnavailableError, match="full"):
+        Patience("server", timeout=0.2, retries=3).pause(UnavailableError("full"))
+
+
+def test_only_a_refusal_is_tried_again():
+    with pytest.raises(ServerError, match="height is 120"):
+        Patience("server", retries=3).pause(ServerError("height is 120"))
+
+
+def test_when_the_time_has_passed_nothing_more_is_asked():
+    patience = Patience("server", timeout=0.01)
+    time.sleep(0.02)
+    with pytest.raises(DeadlineError, match="server has not answered within 0.01 seconds"):
+        _ = patience.seconds
+
+
+class Failed(grpc.RpcError):
+    """What gRPC raises, without a call."""
+
+    def __init__(self, code, details="why"):
+        self.code, self.details = lambda: code, lambda: details
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, UnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineError),
+        (grpc.StatusCode.CANCELLED, ServerError),
+        (grpc.StatusCode.INVALID_ARGUMENT, ServerError),
+    ],
+)
+def test_an_error_is_of_the_kind_that_says_what_to_do(code, kind):
+    assert type(Patience("server", timeout=5).error(Failed(code))) is kind
+
+
+def test_a_request_that_the_server_ended_in_time_is_a_deadline_error():
+    """Triton has no code for it but CANCELLED."""
+    patience = Patience("server", timeout=0.01)
+    time.sleep(0.02)
+    assert type(patience.error(Failed(grpc.StatusCode.CANCELLED))) is DeadlineError
+
+
+def test_no_server_is_said_in_a_sentence_and_may_be_tried_again():
+    """With the command that starts one."""
+    start = time.monotonic()
+    with Client("localhost:9") as lonely, pytest.raises(UnavailableError, match="make serve"):
+        lonely.generate("a circle", retries=1)
+    assert time.monotonic() - start >= 0.25  # half of the first pause
+
+
+def test_the_server_works_no_longer_than_the_time_out(server, client):
+    """It says so itself, and the engine rests."""
+    start = time.monotonic()
+    with pytest.raises(DeadlineError, match="time-out has passed before step"):
+        client.generate("a circle", steps=200, timeout=1)
+    assert time.monotonic() - start < 2
+    time.sleep(0.5)
+    before = executions(server, "mmdit")
+    time.sleep(0.5)
+    assert executions(server, "mmdit") == before
+
+
+def test_a_stream_ends_when_its_time_has_passed(client):
+    start = time.monotonic()
+    with pytest.raises(DeadlineError):
+        list(client.stream("a circle", steps=200, timeout=0.5))
+    assert time.monotonic() - start < 2.5
+
+
+def test_a_refused_request_is_tried_again_until_there_is_room(client):
+    """The denoiser holds 64 requests; these leave it when their time has passed."""
+
+    def generate(**options):
+        return client.generate("a circle", height=64, width=64, guidance_scale=1, **options)
+
+    with ThreadPoolExecutor(66) as threads:
+        work = [threads.submit(generate, steps=200, timeout=4) for _ in range(66)]
+        first = wait(work, return_when=FIRST_COMPLETED).done
+        assert {type(each.exception()) for each in first} == {UnavailableError}
+        assert generate(steps=1, seed=7, retries=8).seed == 7
+    assert {type(each.exception()) for each in work} == {UnavailableError, DeadlineError}
+
+
+def test_a_priority_level_that_is_none_is_refused_by_the_server(client):
+    with pytest.raises(ServerError, match="priority_level is 7: expected 1"):
+        client.generate("a circle", steps=1, priority_level=7)
+    assert client.generate("a circle", steps=1, seed=2, priority_level=1).seed == 2
+
+
+def test_a_png_tells_what_made_it(client, tmp_path):
+    """Model, prompt, seed and settings, given or by default, lie in the file's metadata."""
+    picture = client.generate("ein Kreis 🙂", seed=4, steps=2, guidance_scale=3.0)
+    picture.save(tmp_path / "pictures" / "circle.png")
+    with Image.open(tmp_path / "pictures" / "circle.png") as saved:
+        assert saved.text == {
+            **{"model": "miniature", "prompt": "ein Kreis 🙂", "seed": "4", "steps": "2"},
+            **{"guidance_scale": "3.0", "height": "128", "width": "128"},
+        }
+        np.testing.assert_array_equal(np.asarray(saved), picture.image)
+
+
+def test_the_same_request_gives_the_same_file(client, tmp_path):
+    """Byte for byte, metadata included."""
+    for name in ("one.png", "two.png"):
+        client.generate("a circle", steps=2, seed=4).save(tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
