@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .denoise import Denoising, rows_of, sigmas_for
+from .fields import finite, floats, number, whole
 from .limits import Limits, RequestError
 from .noise import noise_from_seed
 
@@ -66,10 +67,10 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     send it: a stamp that lies in the future, or more than ten minutes back, counts as none.
     Raises RequestError naming the input, its value and what was expected.
     """
-    context, pooled = inputs["context"], inputs["pooled"]
-    latents = inputs.get("latents")
-    height = _scalar(inputs, "height", None)
-    width = _scalar(inputs, "width", None)
+    context, pooled = floats(inputs, "context", 3), floats(inputs, "pooled", 2)
+    latents = floats(inputs, "latents", 3) if "latents" in inputs else None
+    height = whole(inputs, "height", None)
+    width = whole(inputs, "width", None)
     if latents is not None:
         channels, *latent_size = latents.shape
         if channels != limits.channels:
@@ -81,24 +82,24 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         height, width = of_latents
         if not (np.abs(latents) <= LARGEST_FP16).all():
             raise RequestError(f"latents hold values that FP16 does not: expected up to {LARGEST_FP16:g}")
-    height = limits.default_size if height is None else int(height)
-    width = limits.default_size if width is None else int(width)
+    height = limits.default_size if height is None else height
+    width = limits.default_size if width is None else width
     max_rows = limits.max_rows(height, width)
 
-    steps = int(_scalar(inputs, "steps", limits.default_steps))
+    steps = whole(inputs, "steps", limits.default_steps)
     if not 1 <= steps <= limits.max_steps:
         raise RequestError(f"steps is {steps}: expected 1 to {limits.max_steps}")
-    guidance_scale = check_guidance(float(_scalar(inputs, "guidance_scale", limits.default_guidance_scale)))
+    guidance_scale = check_guidance(number(inputs, "guidance_scale", limits.default_guidance_scale))
     if len(context) != rows_of(guidance_scale) or len(pooled) != len(context):
         raise RequestError(
             f"context and pooled have {len(context)} and {len(pooled)} rows: expected "
             f"{rows_of(guidance_scale)} with guidance_scale {guidance_scale}"
         )
     guided = guided_steps(
-        float(_scalar(inputs, "guidance_start", 0.0)), float(_scalar(inputs, "guidance_end", 1.0)), steps
+        number(inputs, "guidance_start", 0.0), number(inputs, "guidance_end", 1.0), steps
     )
-    begin = int(_scalar(inputs, "begin", 0))
-    end = int(_scalar(inputs, "end", steps))
+    begin = whole(inputs, "begin", 0)
+    end = whole(inputs, "end", steps)
     if not 0 <= begin < end <= steps:
         raise RequestError(f"steps {begin} to {end} of {steps}: expected 0 <= begin < end <= steps")
     if begin > 0 and latents is None:
@@ -106,11 +107,16 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
             f"begin is {begin} without latents: give the latents that step {begin} starts from"
         )
 
-    seed = _scalar(inputs, "seed", None)
-    seed = secrets.randbits(63) if seed is None else int(seed)
+    if begin == 0:  # a stream's later steps bring the same text
+        for name, values in (("context", context), ("pooled", pooled)):
+            if not finite(values):
+                raise RequestError(f"{name} holds values that are not finite: expected FP16 numbers")
+
+    seed = whole(inputs, "seed", None)
+    seed = secrets.randbits(63) if seed is None else seed
     if seed < 0:
         raise RequestError(f"seed is {seed}: expected 0 or more")
-    arrival = int(_scalar(inputs, "arrival", 0))
+    arrival = whole(inputs, "arrival", 0)
     if latents is None:
         size = (height // limits.pixels_per_latent, width // limits.pixels_per_latent)
         latents = noise_from_seed(seed, (limits.channels, *size))
@@ -128,8 +134,3 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         guided=guided,
         arrival=arrival if 0 <= time.monotonic_ns() - arrival <= OLDEST_ARRIVAL else 0,
     )
-
-
-def _scalar(inputs: dict[str, Array], name: str, default: Any) -> Any:
-    value = inputs.get(name)
-    return default if value is None else value.reshape(-1)[0]

@@ -5,12 +5,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .fields import floats
+from .limits import RequestError
+
 
 def pixels_from(decoded: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """UINT8 [H, W, 3] from the VAE's first row, [rows, 3, H, W] in about [-1, 1], rounded as diffusers does.
 
-    Raises ArithmeticError for values that are not finite, which would be a black picture.
+    Raises ArithmeticError for values that are not finite, which would be a black picture, and RequestError
+    for what is no picture.
     """
+    floats({"decoded": decoded}, "decoded", 4)
+    if decoded.shape[1] != 3:
+        raise RequestError(f"decoded has {decoded.shape[1]} channels: expected 3")
     image = decoded[0].astype(np.float32)
     if not np.isfinite(image).all():
         raise ArithmeticError("the VAE's picture has values that are not finite: an engine overflowed")

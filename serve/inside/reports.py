@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from .admission import deadline_in, priority_of
+from .fields import flag, whole
 from .limits import RequestError
 from .schedule import Expired
 
@@ -28,9 +29,9 @@ class Reports:
     def from_inputs(cls, inputs: dict[str, npt.NDArray[Any]]) -> "Reports":
         """From a request's tensors. Raises RequestError for a number that is too small."""
         reports = cls(
-            int(inputs.get("progress_every", [1])[0]),
-            int(inputs.get("preview_every", [0])[0]),
-            bool(inputs.get("preview_with_vae", [False])[0]),
+            whole(inputs, "progress_every", 1),
+            whole(inputs, "preview_every", 0),
+            flag(inputs, "preview_with_vae", False),
         )
         if reports.progress_every < 1:
             raise RequestError(f"progress_every is {reports.progress_every}: expected 1 or more")
