@@ -192,6 +192,10 @@ def served_models(family: Family, *, cache_pictures: bool = False) -> dict[str, 
     request = (prompt, negative_prompt, *initial)
     kept = (prompt, negative_prompt, one("seed", Dtype.INT64, optional=not cache_pictures), *initial[1:])
     return {
+        "prompt_encoder": Signature(
+            inputs=(prompt, one("generation", Dtype.INT64)),
+            outputs=(context, pooled, truncated),
+        ),
         "text_encoder": Signature(
             inputs=(prompt, negative_prompt, guidance_scale),
             outputs=(context, pooled, truncated),

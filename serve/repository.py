@@ -208,7 +208,7 @@ def write_repository(
             if name == "text_to_image_stream":
                 for file in read_manifest(first.preview).files:
                     shutil.copy(first.preview / file, version / file)
-            if name == "text_encoder":
+            if name == "prompt_encoder":
                 tokenizers = read_manifest(first.tokenizers).files
                 (version / "tokenizers_json").mkdir()
                 for file in tokenizers:

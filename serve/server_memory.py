@@ -29,7 +29,8 @@ def shared_memory(family: Family, shapes: ShapeSet, runtime: str, requests: int,
 
     Of each model process what it may hold at one time:
 
-    - `text_encoder`: one request, its rows from each encoder and what it joins them to.
+    - `prompt_encoder`: one prompt's row from each encoder and what it joins them to.
+    - `text_encoder`: one request, its rows, and what it joins them to.
     - `denoiser`: the inputs of every request that it has admitted (rows × context most of all), the tensors
       of one `mmdit` call, and the answers of the pictures that this call finishes.
     - `picture`: one picture, decoded and as bytes.
@@ -55,9 +56,10 @@ def shared_memory(family: Family, shapes: ShapeSet, runtime: str, requests: int,
         )
 
     text, denoiser, picture = served["text_encoder"], served["denoiser"], served["picture"]
-    encoded = sum(_GUIDED * call(engines[name]) for name in TEXT_ENCODERS)
+    encoded = sum(call(engines[name]) for name in TEXT_ENCODERS)
     regions = [
         encoded + of(text.outputs),
+        2 * of(text.outputs),
         requests * of(denoiser.inputs) + call(engines["mmdit"]) + shapes.max_rows * of(denoiser.outputs),
         of((*picture.inputs, *picture.outputs)),
         streams

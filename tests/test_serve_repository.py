@@ -152,10 +152,10 @@ def test_with_several_size_ranges_the_plan_gets_all_its_profiles(large, tmp_path
 def test_a_repository_carries_all_that_its_python_models_import(hopper):
     """Beyond numpy: the code in `inside`, the tokenizers and their library; no path leads out of it."""
     folder = packaged(hopper)
-    for name in ("text_encoder", "denoiser", "picture", "text_to_image_stream"):
+    for name in ("text_encoder", "prompt_encoder", "denoiser", "picture", "text_to_image_stream"):
         assert (folder / name / "1/inside/triton.py").is_file()
         json.loads((folder / name / "1/settings.json").read_text())
-    assert (folder / "text_encoder/1/tokenizers/__init__.py").is_file()
+    assert (folder / "prompt_encoder/1/tokenizers/__init__.py").is_file()
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
     allowed = {"numpy", "tokenizers", "triton_python_backend_utils", "inside", *sys.stdlib_module_names}
     for path in folder.rglob("*.py"):

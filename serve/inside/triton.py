@@ -34,6 +34,10 @@ class ModelError(Exception):
         self.code = code
 
 
+class NoAnswer(ModelError):
+    """Another model answered without an error and without outputs that it was asked for."""
+
+
 class Model:
     """A Python model's configuration: its outputs, its `parameters`, the packaged settings."""
 
@@ -69,7 +73,8 @@ def call(
     """Run another model of this repository; returns its outputs by name.
 
     `constants` are inputs that `tensors` made; `timeout` (microseconds; 0: none) and `parameters` go along.
-    Raises what a model of ours raised about the request, or ModelError with another's message and code.
+    Raises what a model of ours raised about the request, or ModelError with another's message and code:
+    NoAnswer when an output is missing.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
@@ -87,6 +92,9 @@ def call(
             raise _KINDS[kind[1:-1]](message)
         raise ModelError(error.message(), error.code())
     found = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
+    missing = [name for name, tensor in found.items() if tensor is None]
+    if missing:
+        raise NoAnswer(f"{model} answered without {', '.join(missing)}", pb_utils.TritonError.INTERNAL)
     return {name: tensor.as_numpy() for name, tensor in found.items()}
 
 
