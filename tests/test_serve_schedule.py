@@ -1,6 +1,8 @@
 """The step scheduler, with an engine whose velocity tells whose row it was."""
 
 import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -211,3 +213,31 @@ def test_a_request_that_is_cancelled_while_its_call_is_in_flight_ends_once_and_s
         pass
     assert [name for name, _ in ended] == ["leaving", "company"]
     assert isinstance(ended[0][1], Cancelled) and ended[1][1] is None
+
+
+def test_who_was_answered_is_not_asked_whether_it_was_cancelled():
+    """Not by a thread that began to ask before the other one's answer either: it would end the server.
+
+    (Triton 2.51 frees what the question reads: a signal 11 in TRITONBACKEND_ResponseFactoryIsCancelled.)
+    """
+    answered, asked_late = set(), []
+
+    def asked(one):
+        asked_late.append(one in answered)
+        time.sleep(0.0002)
+        asked_late.append(one in answered)
+        return False
+
+    scheduler = StepScheduler(Engine(), 64)
+    for _ in range(40):
+        one = request(steps=4, max_rows=8)
+        one.is_cancelled = partial(asked, one)
+        one.on_end = lambda ended, _: answered.add(ended)
+        scheduler.submit(one)
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    while len(answered) < 40:
+        time.sleep(0.01)
+    scheduler.close()
+    thread.join()
+    assert len(asked_late) > 80 and not any(asked_late)

@@ -74,6 +74,7 @@ class StepScheduler:
         self._flying: dict[Denoising, tuple[int, int]] = {}  # in a call
         self._turns: dict[tuple[int, ...], int] = {}  # a size → the turn of its last call
         self._changed = threading.Condition()
+        self._asking = threading.RLock()  # held while a request is asked whether it was cancelled
         self._closed = False
         self._joined: dict[tuple[tuple[int, int], ...], Any] = {}  # requests of a call → its constants
 
@@ -190,8 +191,9 @@ class StepScheduler:
         for request in waiting:
             reason = None
             try:
-                if request.is_cancelled():
-                    reason = Cancelled("cancelled by the client")
+                with self._asking:
+                    if request in self._waiting and request.is_cancelled():
+                        reason = Cancelled("cancelled by the client")
             except Exception:  # whatever happens to one request, the loop goes on for the others
                 reason = Cancelled("cancelled by the client")
                 traceback.print_exc()
@@ -253,6 +255,8 @@ class StepScheduler:
             self._flying.pop(request, None)
             self._forget([request])
             self._changed.notify_all()
+        with self._asking:  # who asks now has its answer before the request's own ends what it asks
+            pass
         self._tell("ended", request, error)
         try:
             request.on_end(request, error)

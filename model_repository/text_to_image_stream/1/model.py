@@ -18,7 +18,7 @@ from inside.noise import noise_from_seed
 from inside.preview import predicted, projected, read_projection
 from inside.publisher import Publisher
 from inside.reports import Reports, TimeOut, passed_on
-from inside.schedule import Cancelled, Full
+from inside.schedule import Cancelled, Expired, Full
 
 TEXT = ("prompt", "negative_prompt", "guidance_scale")
 # What `denoiser` takes of a request and does not change from step to step.
@@ -46,7 +46,7 @@ class TritonPythonModel:
                 if not self.places.acquire(blocking=False):
                     raise Full(f"{self.max_streams} pictures are being streamed already: try again later")
             except Exception as error:
-                self.end(sender, error)
+                self.end(request, sender, error)
             else:
                 self.threads.submit(self.run, request, sender, inputs)
         return None
@@ -55,19 +55,19 @@ class TritonPythonModel:
         try:
             self.stream(request, sender, inputs)
         except Exception as error:
-            self.end(sender, error)
+            self.end(request, sender, error)
         else:
-            self.end(sender, None)
+            self.end(request, sender, None)
         finally:
             self.places.release()
 
-    def end(self, sender, error):
+    def end(self, request, sender, error):
         self.metrics.ended(error)
         final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if error is None:
             sender.send(flags=final)
         else:
-            sender.send(triton.error_response(error), flags=final)
+            sender.send(triton.error_response(error, request), flags=final)
 
     def stream(self, request, sender, inputs):
         reports = Reports.from_inputs(inputs)
@@ -100,7 +100,7 @@ class TritonPythonModel:
                     timeout=time_out.left(step + 1, steps),
                     parameters=parameters,
                 )
-            except triton.ModelError:
+            except Expired:
                 time_out.left(step + 1, steps)  # its own message says nothing of the whole
                 raise
             before, latents, done = latents, state["latents"], step + 1
