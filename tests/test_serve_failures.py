@@ -101,8 +101,18 @@ def test_requests_that_a_failing_step_does_not_touch_are_served(
             repository.fail(model, failure)
             served = thread.submit(bystander)
         with pytest.raises(triton.InferenceServerException, match=f"{model} was told to fail"):
-            picture(connection, "unary", prompt=new_prompt())
+            picture(connection, "unary", prompt=new_prompt(), steps=1)
         assert served.result().any()
+
+
+def test_a_part_of_an_answer_in_the_cache_does_no_harm(connection):
+    """The cache's key knows nothing of the outputs that were asked for: who asks for one leaves it there."""
+    prompt = new_prompt()
+    given = tensors(prompt=prompt, generation=np.zeros(1, np.int64))
+    for _ in range(2):
+        part = connection.infer("prompt_encoder", given, outputs=[triton.InferRequestedOutput("pooled")])
+        assert part.as_numpy("context") is None
+    assert picture(connection, "unary", prompt=prompt, steps=1, guidance_scale=np.ones(1, np.float32)).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
