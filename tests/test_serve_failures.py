@@ -175,7 +175,7 @@ def test_a_stream_too_many_is_refused_at_once(server, connection):
 def test_the_time_out_of_a_request_ends_its_work(server, connection, kind):
     """The client is told, and the engine rests: 200 steps take far longer than half a second."""
     begin = time.monotonic()
-    with pytest.raises(triton.InferenceServerException, match="time-out has passed before step"):
+    with pytest.raises(triton.InferenceServerException, match="time-out .*has passed before step"):
         picture(connection, kind, prompt="a circle", steps=200, timeout=500_000)
     assert 0.4 < time.monotonic() - begin < SOON
     assert rests(server, SOON)
