@@ -131,9 +131,7 @@ def full_loop(server, connection):
     given = {name: answer.as_numpy(name) for name in ("context", "pooled")}
     inputs = tensors(**given, steps=200)
     before = executions(server)
-    calls = [
-        connection.async_infer("denoiser", inputs, lambda result, error: None) for _ in range(MAX_REQUESTS)
-    ]
+    calls = [connection.async_infer("denoiser", inputs, lambda result, error: None) for _ in range(MAX_REQUESTS)]
     try:
         until(lambda: executions(server) >= before + 2)
         yield
