@@ -157,8 +157,12 @@ def dims_vary(signature: Signature) -> bool:
     return any(isinstance(dim, str) for tensor in signature.inputs for dim in tensor.dims)
 
 
-def served_models(family: Family) -> dict[str, Signature]:
-    """Served model → its signature, for the Triton models that are not engines."""
+def served_models(family: Family, *, cache_pictures: bool = False) -> dict[str, Signature]:
+    """Served model → its signature, for the Triton models that are not engines.
+
+    With `cache_pictures` the response cache answers `text_to_image`: then a request must bring its `seed`, or
+    all that have none would get one picture.
+    """
 
     def one(name: str, dtype: Dtype, optional: bool = True) -> Tensor:
         return Tensor(name, dtype, (1,), optional)
@@ -179,11 +183,14 @@ def served_models(family: Family) -> dict[str, Signature]:
         one("seed", Dtype.INT64),
         one("steps", Dtype.INT32),
         guidance_scale,
+        one("guidance_start", Dtype.FP32),
+        one("guidance_end", Dtype.FP32),
         one("height", Dtype.INT32),
         one("width", Dtype.INT32),
         Tensor("latents", latents.dtype, latents.dims, optional=True),
     )
     request = (prompt, negative_prompt, *initial)
+    kept = (prompt, negative_prompt, one("seed", Dtype.INT64, optional=not cache_pictures), *initial[1:])
     return {
         "text_encoder": Signature(
             inputs=(prompt, negative_prompt, guidance_scale),
@@ -204,13 +211,19 @@ def served_models(family: Family) -> dict[str, Signature]:
             inputs=(Tensor("decoded", Dtype.FP16, ("r", 3, "H", "W")),),
             outputs=(image,),
         ),
-        "text_to_image": Signature(inputs=request, outputs=(image, used_seed, truncated)),
+        "text_to_image": Signature(inputs=kept, outputs=(image, used_seed, truncated)),
         "text_to_image_stream": Signature(
-            inputs=(*request, one("progress_every", Dtype.INT32), one("preview", Dtype.BOOL)),
+            inputs=(
+                *request,
+                one("progress_every", Dtype.INT32),
+                one("preview_every", Dtype.INT32),
+                one("preview_with_vae", Dtype.BOOL),
+            ),
             outputs=(
                 one("step", Dtype.INT32, optional=False),
                 one("steps", Dtype.INT32, optional=False),
                 one("sigma", Dtype.FP32, optional=False),
+                Tensor("preview", image.dtype, image.dims),
                 image,
                 used_seed,
                 truncated,

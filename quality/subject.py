@@ -14,7 +14,7 @@ from mmdit.errors import ArtifactError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
 from quality.trajectory import Executor
-from serve.inside.denoise import Limits
+from serve.inside.limits import Limits
 
 _MOST_STEPS = 1000
 _SMALL = 256  # pixels: up to here the FP32 reference takes as many rows at a time as the engines

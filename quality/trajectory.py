@@ -17,7 +17,9 @@ from mmdit.contract import TEXT_ENCODERS
 from mmdit.errors import EngineError
 from mmdit.progress import Progress
 from quality.prompts import Task
-from serve.inside.denoise import Denoising, Limits, RequestError, denoising_from, rows_of, vae_latent
+from serve.inside.admission import denoising_from
+from serve.inside.denoise import Denoising, rows_of, vae_latent
+from serve.inside.limits import Limits, RequestError
 from serve.inside.pixels import pixels_from
 from serve.inside.text import PromptTokenizers, join
 

@@ -101,18 +101,24 @@ class Client:
         prompt: str,
         *,
         progress_every: int = 1,
-        preview: bool = False,
+        preview_every: int = 0,
+        preview_with_vae: bool = False,
         timeout: float | None = None,
         **options: Any,
     ) -> Iterator[Progress | Picture]:
-        """Make one picture and tell of it on the way: Progress after every `progress_every` steps, then
-        the Picture.
+        """Make one picture and tell of it on the way: Progress after every `progress_every` steps, with a
+        preview after every `preview_every` (0: none), then the Picture.
 
         To leave the loop early cancels the request. `timeout` bounds the seconds between two answers.
         Raises ServerError.
         """
         request = {"prompt": prompt} | {k: v for k, v in options.items() if v is not None}
-        inputs = self._tensors(_STREAM, request | {"progress_every": progress_every, "preview": preview})
+        told = {
+            "progress_every": progress_every,
+            "preview_every": preview_every,
+            "preview_with_vae": preview_with_vae,
+        }
+        inputs = self._tensors(_STREAM, request | told)
         answers: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
         # A stream belongs to one client object, so each has its own.
         client = triton.InferenceServerClient(self.url)
@@ -134,7 +140,7 @@ class Client:
                     break
                 step, steps = int(answer.as_numpy("step")[0]), int(answer.as_numpy("steps")[0])
                 sigma = float(answer.as_numpy("sigma")[0])
-                yield Progress(step, steps, sigma, answer.as_numpy("image"))
+                yield Progress(step, steps, sigma, answer.as_numpy("preview"))
                 if step == steps:
                     picture = self._picture(answer, request)
             if picture is None:

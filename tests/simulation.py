@@ -96,7 +96,7 @@ def serve(
 ) -> Served:
     """Serve requests to the end. `worth`: size → rows of a call; `again`: what a client asks next."""
     seen = Served()
-    scheduler = StepScheduler(lambda *_: None, 1 << 30, calls)  # type: ignore[arg-type, return-value]
+    scheduler = StepScheduler(None, 1 << 30, calls)  # type: ignore[arg-type]
     tie: Iterator[int] = itertools.count()
     events: list[tuple[float, int, Callable[[], None]]] = []
     engine_free = 0.0
@@ -126,6 +126,7 @@ def serve(
                 max_rows=worth(arrival.size),
                 step=0,
                 end=arrival.steps,
+                guided=(0, arrival.steps),
                 on_end=ended,
             )
         )

@@ -16,7 +16,7 @@ from quality.comparison import compared
 from quality.measurement import measured
 from quality.prompts import Task
 from quality.trajectory import Executor, Settings
-from serve.inside.denoise import Limits
+from serve.inside.limits import Limits
 
 TASKS = [Task(f"prompt {number}", "" if number % 2 else "not this", number) for number in range(3)]
 LIMITS = Limits(

@@ -8,7 +8,9 @@ import pytest
 from mmdit.contract import components, served_models
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
-from serve.inside.denoise import Limits, RequestError, denoising_from, sigmas_for, vae_latent
+from serve.inside.admission import denoising_from
+from serve.inside.denoise import sigmas_for, vae_latent
+from serve.inside.limits import Limits, RequestError
 from serve.inside.noise import noise_from_seed
 from serve.inside.pixels import pixels_from
 
@@ -172,7 +174,7 @@ def test_the_inputs_that_the_loop_reads_are_the_contracts(settings):
     family = Family.model_validate(settings["family"])
     denoiser = {tensor.name for tensor in served_models(family)["denoiser"].inputs}
     assert denoiser == {
-        *("context", "pooled", "seed", "steps", "guidance_scale"),
+        *("context", "pooled", "seed", "steps", "guidance_scale", "guidance_start", "guidance_end"),
         *("height", "width", "latents", "begin", "end", "arrival"),
     }
     mmdit = [tensor.name for tensor in components(family, shape_set(family))["mmdit"].inputs]

@@ -40,7 +40,14 @@ def test_a_real_server_stays_within_the_computed_shared_memory(fp16_repository, 
         ThreadPoolExecutor(64) as pool,
     ):
         started = in_use(server)
-        list(pool.map(lambda n: list(client.stream(f"a circle {n}", preview=True, **size)), range(16)))
+        list(
+            pool.map(
+                lambda n: list(
+                    client.stream(f"a circle {n}", preview_every=1, preview_with_vae=True, **size)
+                ),
+                range(16),
+            )
+        )
         list(pool.map(lambda n: client.generate(f"a cross {n}", **size), range(48)))
         measured = in_use(server)
     assert started == 9 * MIB

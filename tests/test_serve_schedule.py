@@ -4,39 +4,9 @@ import threading
 
 import numpy as np
 import pytest
+from stand_in_engine import Engine, request
 
-from serve.inside.denoise import Denoising, sigmas_for
 from serve.inside.schedule import Cancelled, Full, StepScheduler
-
-
-def request(size=(4, 4), steps=3, rows=2, max_rows=8, mark=1.0, **given):
-    """A request whose context marks its rows."""
-    return Denoising(
-        latents=np.zeros((1, *size), np.float32),
-        context=np.full((rows, 1, 1), mark, np.float16),
-        pooled=np.zeros((rows, 1), np.float16),
-        sigmas=sigmas_for(steps, 3.0, 1000),
-        guidance_scale=1.0,
-        train_timesteps=1000,
-        seed=0,
-        max_rows=max_rows,
-        step=0,
-        end=steps,
-        **given,
-    )
-
-
-class Engine:
-    """A stand-in: the velocity of a row is its context's mark; remembers each call's rows and size."""
-
-    def __init__(self):
-        self.calls = []
-        self.contexts = []
-
-    def __call__(self, latent, timestep, context, pooled):
-        self.calls.append((len(latent), latent.shape[2:]))
-        self.contexts.append(context)
-        return np.broadcast_to(context[:, :, :, None], latent.shape).astype(np.float16)
 
 
 def test_requests_share_calls_up_to_the_sizes_rows():
@@ -141,12 +111,12 @@ def test_an_engines_failure_is_that_of_its_call():
     """Requests of another size go on; those in the call get the error."""
     ended = []
 
-    def engine(latent, timestep, context, pooled):
+    def velocity(latent):
         if latent.shape[2:] == (4, 4):
             raise RuntimeError("out of memory")
         return latent
 
-    scheduler = StepScheduler(engine, 64)
+    scheduler = StepScheduler(Engine(velocity), 64)
     scheduler.submit(request(size=(4, 4), on_end=lambda _, error: ended.append(str(error))))
     scheduler.submit(request(size=(6, 4), on_end=lambda _, error: ended.append(error)))
     for _ in range(4):
@@ -157,7 +127,7 @@ def test_an_engines_failure_is_that_of_its_call():
 def test_a_velocity_of_the_wrong_shape_is_an_error_of_its_call():
     """The loop lives on."""
     ended = []
-    scheduler = StepScheduler(lambda latent, *_: latent[:, :, :1, :3], 64)
+    scheduler = StepScheduler(Engine(lambda latent: latent[:, :, :1, :3]), 64)
     scheduler.submit(request(on_end=lambda _, error: ended.append(error)))
     assert scheduler.step() == 0
     assert isinstance(ended[0], ValueError)
@@ -195,12 +165,12 @@ def test_closing_ends_what_is_unfinished():
     ended = []
     started, go_on = threading.Event(), threading.Event()
 
-    def engine(latent, timestep, context, pooled):
+    def velocity(latent):
         started.set()
         go_on.wait(10)
         return latent
 
-    scheduler = StepScheduler(engine, 64)
+    scheduler = StepScheduler(Engine(velocity), 64)
     thread = threading.Thread(target=scheduler.run)
     thread.start()
     scheduler.submit(request(steps=50, on_end=lambda _, error: ended.append(error)))

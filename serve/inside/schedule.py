@@ -2,10 +2,10 @@
 
 Where sharing pays. A request's `max_rows` is the most rows of a call of its size that do: what the shape
 set allows, or less where more rows take so much longer that waiting one's turn is better
-(`inside/sharing.py`). Of each size the first requests by arrival that fill such a call are in front. Sizes in
-front take turns, so none starves. But where no size has room for more than one request with guidance, turns
-would only delay: there the first request runs to its end, as in a queue, and others ride along only in what
-rows it leaves.
+(`inside/sharing.py`). Of each size the first requests by priority and arrival that fill such a call are in
+front. Sizes in front take turns, so none starves. But where no size has room for more than one request with
+guidance, turns would only delay: there the first request runs to its end, as in a queue, and others ride
+along only in what rows it leaves.
 
 Up to `calls` engine calls are in flight at once, so that the server's own work hides behind the engine's.
 A size gets a second call only when its first one is full: a request that came meanwhile joins at the next
@@ -16,7 +16,7 @@ import itertools
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,27 @@ import numpy.typing as npt
 from .denoise import Denoising
 
 Half = npt.NDArray[np.float16]
-# (latent [r, C, h, w], timestep [r, 1], context [r, T, D], pooled [r, P]) → velocity [r, C, h, w]
-Engine = Callable[[Half, npt.NDArray[np.float32], Half, Half], Half]
+
+
+class Engine(Protocol):
+    """What makes an engine call; both methods may be called from two threads at once."""
+
+    def constants(self, context: Half, pooled: Half) -> Any:
+        """What the calls of the same requests share, made once: context [r, T, D] and pooled [r, P]."""
+
+    def __call__(self, latent: Half, timestep: npt.NDArray[np.float32], constants: Any) -> Half:
+        """Velocity [r, C, h, w] of latent [r, C, h, w] at timestep [r, 1]."""
+
+
+class Observer(Protocol):
+    """What is told of the scheduler's work, by the threads that do it and without its lock."""
+
+    def called(self, call: list[Denoising], rows: int, queued: float, engine: float, host: float) -> None:
+        """An engine call was made; seconds since its longest waiting request was ready, in the engine, and
+        of the scheduler's own work."""
+
+    def ended(self, request: Denoising, error: Exception | None) -> None:
+        """A request has finished, or ended with the error; also one that was refused."""
 
 
 class Full(Exception):
@@ -36,33 +55,54 @@ class Cancelled(Exception):
     """The client no longer waits for this request."""
 
 
+class Expired(Cancelled):
+    """The request's deadline has passed."""
+
+
 class StepScheduler:
     """Advances every admitted request step by step; `run` in one thread, `submit` from any."""
 
-    def __init__(self, engine: Engine, max_requests: int, calls: int = 2) -> None:
+    def __init__(
+        self, engine: Engine, max_requests: int, calls: int = 2, observer: Observer | None = None
+    ) -> None:
         self._engine = engine
         self._max_requests = max_requests
         self._calls = calls
+        self._observer = observer
         self._turn = itertools.count()
-        self._waiting: dict[Denoising, int] = {}  # admitted, in no call → its arrival
-        self._flying: dict[Denoising, int] = {}  # in a call
+        self._waiting: dict[Denoising, tuple[int, int]] = {}  # admitted, in no call → priority, arrival
+        self._flying: dict[Denoising, tuple[int, int]] = {}  # in a call
         self._turns: dict[tuple[int, ...], int] = {}  # a size → the turn of its last call
         self._changed = threading.Condition()
         self._closed = False
-        self._joined: dict[tuple[int, ...], tuple[Half, Half]] = {}  # requests of a call → its constants
+        self._joined: dict[tuple[tuple[int, int], ...], Any] = {}  # requests of a call → its constants
 
     def submit(self, request: Denoising) -> None:
         """Admit a request; it joins at the next step. Raises Full."""
+        refused = None
         with self._changed:
             held = len(self._waiting) + len(self._flying)
-            if self._closed or held >= self._max_requests:
-                raise Full(
-                    "the server is stopping"
-                    if self._closed
-                    else f"{held} requests are being denoised already: try again later"
-                )
-            self._waiting[request] = request.arrival or time.monotonic_ns()
-            self._changed.notify_all()
+            if self._closed:
+                refused = Full("the server is stopping")
+            elif held >= self._max_requests:
+                refused = Full(f"{held} requests are being denoised already: try again later")
+            else:
+                request.ready = time.perf_counter()
+                self._waiting[request] = (request.priority, request.arrival or time.monotonic_ns())
+                self._changed.notify_all()
+        if refused is not None:
+            self._tell("ended", request, refused)
+            raise refused
+
+    def held(self) -> dict[tuple[int, ...], tuple[int, int]]:
+        """Latents' (height, width) → requests that wait for their first step, and that have begun."""
+        counts: dict[tuple[int, ...], tuple[int, int]] = {}
+        with self._changed:
+            for request in (*self._waiting, *self._flying):
+                begun = request in self._flying or request.step > request.begin
+                waiting, active = counts.get(request.size[1:], (0, 0))
+                counts[request.size[1:]] = (waiting + (not begun), active + begun)
+        return counts
 
     def run(self) -> None:
         """Step until `close`; what is still unfinished then ends with Cancelled."""
@@ -84,24 +124,30 @@ class StepScheduler:
 
     def step(self) -> int:
         """One engine call; returns the rows that it carried, 0 when there is none to make."""
+        begin = time.perf_counter()
         call = self.take()
         if not call:
             return 0
+        taken = time.perf_counter()
+        queued = max(0.0, taken - min(request.ready for request in call))
         try:
-            latents, timesteps = zip(*(request.engine_inputs() for request in call), strict=True)
-            velocity = self._engine(
-                np.concatenate(latents), np.concatenate(timesteps), *self._constants(call)
-            )
+            latent, timestep = _stacked(call)
+            constants = self._constants(call)
+            asked = time.perf_counter()
+            velocity = self._engine(latent, timestep, constants)
+            answered = time.perf_counter()
             self.advance(call, velocity)
         except Exception as error:  # the engine's failure is that of the requests in the call
             for request in call:
                 self._end(request, error)
             return 0
+        host = time.perf_counter() - answered + asked - begin
+        self._tell("called", call, len(velocity), queued, answered - asked, host)
         return len(velocity)
 
     def take(self) -> list[Denoising]:
         """Choose the requests of a call and mark them as in flight; none when it is better to wait."""
-        self._drop_cancelled()
+        self._drop_ended()
         with self._changed:
             call = self._chosen()
             for request in call:
@@ -115,11 +161,13 @@ class StepScheduler:
         """Advance a call by its `velocity`, [rows of all its requests, C, h, w]; end the finished."""
         first = 0
         for request in call:
-            request.advance(velocity[first : first + request.rows])
-            first += request.rows
+            rows = request.rows  # of this step; the next may take another number
+            request.advance(velocity[first : first + rows])
+            first += rows
         with self._changed:
             for request in call:
                 if not request.finished:
+                    request.ready = time.perf_counter()
                     self._waiting[request] = self._flying.pop(request)
             self._changed.notify_all()
         for request in call:
@@ -134,21 +182,26 @@ class StepScheduler:
                     return
             self.step()
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ended(self) -> None:
+        """End what waits for nobody: requests whose clients have cancelled them or gave them no more time."""
         with self._changed:
             waiting = list(self._waiting)
         for request in waiting:
+            reason = None
             try:
-                cancelled = request.is_cancelled()
+                if request.is_cancelled():
+                    reason = Cancelled("cancelled by the client")
             except Exception:  # whatever happens to one request, the loop goes on for the others
-                cancelled = True
+                reason = Cancelled("cancelled by the client")
                 traceback.print_exc()
-            if not cancelled:
+            if request.deadline and time.monotonic_ns() >= request.deadline:
+                reason = Expired(f"the time-out has passed before step {request.step + 1} of {request.end}")
+            if reason is None:
                 continue
             with self._changed:  # the other thread may have taken it into a call, or ended it
                 waits = self._waiting.pop(request, None) is not None
             if waits:
-                self._end(request, Cancelled("cancelled by the client"))
+                self._end(request, reason)
 
     def _chosen(self) -> list[Denoising]:
         """The requests of the next call; none when there is nothing to call, or it is better to wait."""
@@ -168,17 +221,17 @@ class StepScheduler:
         ]
         if not free:
             return []
-        return _filled(order, min(free, key=lambda size: self._turns.get(size, -1)))
+        first = min(free, key=lambda size: (fronts[size].priority, self._turns.get(size, -1)))
+        return _filled(order, first)
 
-    def _constants(self, call: list[Denoising]) -> tuple[Half, Half]:
-        """The call's joined context and pooled, kept while the same requests stay together."""
-        members = tuple(map(id, call))
+    def _constants(self, call: list[Denoising]) -> Any:
+        """The engine's constants of the call, kept while the same requests stay together."""
+        members = tuple((id(request), request.rows) for request in call)
         with self._changed:
             joined = self._joined.get(members)
         if joined is None:
-            context = np.concatenate([request.context for request in call])
-            pooled = np.concatenate([request.pooled for request in call])
-            joined = context, pooled
+            contexts, pooleds = zip(*(request.text for request in call), strict=True)
+            joined = self._engine.constants(_joined(contexts), _joined(pooleds))
             with self._changed:
                 self._forget(call)
                 self._joined[members] = joined
@@ -187,7 +240,11 @@ class StepScheduler:
     def _forget(self, requests: list[Denoising]) -> None:
         """Drop the constants of calls that one of the requests was in; an id may be used again."""
         gone = {id(request) for request in requests}
-        self._joined = {key: value for key, value in self._joined.items() if not gone & set(key)}
+        self._joined = {
+            members: joined
+            for members, joined in self._joined.items()
+            if gone.isdisjoint(member for member, _ in members)
+        }
 
     def _end(self, request: Denoising, error: Exception | None) -> None:
         with self._changed:
@@ -195,9 +252,18 @@ class StepScheduler:
             self._flying.pop(request, None)
             self._forget([request])
             self._changed.notify_all()
+        self._tell("ended", request, error)
         try:
             request.on_end(request, error)
         except Exception:  # a client that is gone must not stop the loop for the others
+            traceback.print_exc()
+
+    def _tell(self, event: str, *what: Any) -> None:
+        if self._observer is None:
+            return
+        try:
+            getattr(self._observer, event)(*what)
+        except Exception:  # nor must who only looks on
             traceback.print_exc()
 
 
@@ -210,3 +276,13 @@ def _filled(order: list[Denoising], size: tuple[int, ...]) -> list[Denoising]:
             call.append(request)
             rows += request.rows
     return call
+
+
+def _joined(parts: tuple[Half, ...]) -> Half:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _stacked(call: list[Denoising]) -> tuple[Half, npt.NDArray[np.float32]]:
+    """The call's latents [r, C, h, w] and timesteps [r, 1]."""
+    latents, timesteps = zip(*(request.engine_inputs() for request in call), strict=True)
+    return _joined(latents), np.concatenate(timesteps)

@@ -5,6 +5,7 @@ engine's output stays on the GPU, where numpy cannot read it.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from .denoise import RequestError
+from .limits import RequestError
 from .schedule import Cancelled, Full
 
 Array = npt.NDArray[Any]
@@ -40,27 +41,43 @@ class Model:
 
     def inputs(self, request: Any) -> dict[str, Array]:
         """The inputs that a request gives, by name."""
-        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
-        return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs}
+        return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
-def call(model: str, inputs: dict[str, Array], outputs: list[str]) -> dict[str, Array]:
+def tensors(inputs: dict[str, Array]) -> list[Any]:
+    """Triton's tensors of arrays, by name. One that several calls take lies in shared memory once."""
+    return [pb_utils.Tensor(name, values) for name, values in inputs.items()]
+
+
+def call(
+    model: str,
+    inputs: dict[str, Array],
+    outputs: list[str],
+    *,
+    constants: Sequence[Any] = (),
+    timeout: int = 0,
+    parameters: dict[str, str | int | bool] | None = None,
+) -> dict[str, Array]:
     """Run another model of this repository; returns its outputs by name.
 
+    `constants` are inputs that `tensors` made; `timeout` (microseconds; 0: none) and `parameters` go along.
     Raises ModelError with that model's message and code.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
-        inputs=[pb_utils.Tensor(name, values) for name, values in inputs.items()],
+        inputs=[*tensors(inputs), *constants],
         requested_output_names=outputs,
+        timeout=timeout,
+        parameters=parameters or {},
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
     answer = request.exec()
     if answer.has_error():
         error = answer.error()
         raise ModelError(error.message(), error.code())
-    tensors = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
-    return {name: tensor.as_numpy() for name, tensor in tensors.items()}
+    found = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
+    return {name: tensor.as_numpy() for name, tensor in found.items()}
 
 
 def response(outputs: dict[str, Array], request: Any) -> Any:
@@ -70,9 +87,7 @@ def response(outputs: dict[str, Array], request: Any) -> Any:
     response without holding Python's lock, which crashes the process on Python 3.12.
     """
     wanted = request.requested_output_names()
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
-    )
+    return pb_utils.InferenceResponse(tensors({k: v for k, v in outputs.items() if k in wanted}))
 
 
 def error_response(error: Exception) -> Any:

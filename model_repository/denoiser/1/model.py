@@ -6,8 +6,21 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from inside import triton
-from inside.denoise import Limits, denoising_from, vae_latent
+from inside.admission import deadline_in, denoising_from, priority_of
+from inside.denoise import vae_latent
+from inside.limits import Limits
 from inside.schedule import StepScheduler
+
+
+class Engine:
+    """The `mmdit` model, whatever runs it."""
+
+    def constants(self, context, pooled):
+        return triton.tensors({"context": context, "pooled": pooled})
+
+    def __call__(self, latent, timestep, constants):
+        inputs = {"latent": latent, "timestep": timestep}
+        return triton.call("mmdit", inputs, ["velocity"], constants=constants)["velocity"]
 
 
 class TritonPythonModel:
@@ -15,8 +28,10 @@ class TritonPythonModel:
 
     def initialize(self, args):
         self.model = triton.Model(args)
-        self.limits = Limits.from_settings(self.model.settings, int(self.model.parameters["max_steps"]))
-        self.scheduler = StepScheduler(self.velocity, int(self.model.parameters["max_requests"]))
+        policy = {name: int(value) for name, value in self.model.parameters.items()}
+        self.limits = Limits.from_settings(self.model.settings, policy["max_steps"])
+        self.default_priority = policy["default_priority_level"]
+        self.scheduler = StepScheduler(Engine(), policy["max_requests"])
         self.thread = threading.Thread(target=self.scheduler.run, name="steps")
         self.thread.start()
 
@@ -25,16 +40,14 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 denoising = denoising_from(self.model.inputs(request), self.limits)
+                denoising.deadline = deadline_in(request.timeout())
+                denoising.priority = priority_of(request.parameters(), self.default_priority)
                 denoising.is_cancelled = sender.is_cancelled
                 denoising.on_end = partial(self.answer, request, sender)
                 self.scheduler.submit(denoising)
             except Exception as error:
                 self.send(sender, triton.error_response(error))
         return None
-
-    def velocity(self, latent, timestep, context, pooled):
-        inputs = {"latent": latent, "timestep": timestep, "context": context, "pooled": pooled}
-        return triton.call("mmdit", inputs, ["velocity"])["velocity"]
 
     def answer(self, request, sender, denoising, error):
         try:

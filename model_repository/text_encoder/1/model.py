@@ -3,7 +3,9 @@ Triton's response cache holds single prompts."""
 
 import numpy as np
 from inside import triton
-from inside.denoise import RequestError, check_guidance, rows_of
+from inside.admission import check_guidance
+from inside.denoise import rows_of
+from inside.limits import RequestError
 from inside.text import PromptTokenizers, join, prompt_text
 
 

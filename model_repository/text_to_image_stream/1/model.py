@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from inside import triton
-from inside.denoise import RequestError, sigmas_for
+from inside.denoise import sigmas_for
+from inside.limits import RequestError
 from inside.schedule import Cancelled, Full
 
 
@@ -55,7 +56,9 @@ class TritonPythonModel:
         else:
             sender.send(triton.error_response(error), flags=final)
 
-    def stream(self, request, sender, *, progress_every=None, preview=None, **inputs):
+    def stream(
+        self, request, sender, *, progress_every=None, preview_every=None, preview_with_vae=None, **inputs
+    ):
         every = 1 if progress_every is None else int(progress_every[0])
         if every < 1:
             raise RequestError(f"progress_every is {every}: expected 1 or more")
@@ -93,9 +96,11 @@ class TritonPythonModel:
                 "steps": triton.one(steps, np.int32),
                 "sigma": triton.one(sigmas[step], np.float32),
             }
-            if step == steps or (preview is not None and preview[0]):
+            shown = preview_every is not None and preview_every[0] and step % preview_every[0] == 0
+            if step == steps or shown:
                 decoded = triton.call("vae_decoder", {"latent": state["vae_latent"]}, ["image"])["image"]
-                outputs |= triton.call("picture", {"decoded": decoded}, ["image"])
+                image = triton.call("picture", {"decoded": decoded}, ["image"])["image"]
+                outputs["image" if step == steps else "preview"] = image
             if step == steps:
                 outputs |= {"used_seed": seed, "truncated": text["truncated"]}
             sender.send(triton.response(outputs, request))
