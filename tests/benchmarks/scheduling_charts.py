@@ -1,0 +1,184 @@
+"""The charts of docs/benchmarks/scheduling.md."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.curves import ONE, STEPS, UNTOLD, WHOLE, EngineCurve
+from tests.benchmarks.scheduling import Point, most
+from tests.benchmarks.style import COLOURS, DASHES, NAMES, line, plain
+
+_POLICIES = (ONE, WHOLE, UNTOLD, STEPS)
+
+
+def draw_prices(
+    prices: Sequence[EngineCurve],
+    found: Sequence[Point],
+    engines: Sequence[EngineCurve],
+    path: Path,
+    *,
+    bound: bool,
+) -> Path:
+    """Draw what sharing calls does by what a second request costs in a call; returns the PNG's path."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=110)
+    panels = figure.subplots(1, 3)
+    by_policy = {policy: [each for each in found if each.policy == policy] for policy in _POLICIES}
+    xs = [curve.price for curve in prices]
+    one = by_policy[ONE]
+    series: list[dict[str, list[float]]] = [
+        {policy: [most(curve, policy) for curve in prices] for policy in (WHOLE, UNTOLD, STEPS)},
+        *(
+            {
+                policy: [
+                    getattr(each, name) / getattr(alone, name)
+                    for each, alone in zip(by_policy[policy], one, strict=True)
+                ]
+                for policy in (WHOLE, UNTOLD, STEPS)
+            }
+            for name in ("mean", "p95")
+        ),
+    ]
+    titles = ("most throughput", "mean latency at 70 % load", "95th percentile of latency at 70 % load")
+    for axes, values, title in zip(panels, series, titles, strict=True):
+        axes.axhline(1, **line(ONE))
+        for policy, ys in values.items():
+            axes.plot(xs, ys, **line(policy))
+        plain(axes, title, xlim=(-0.02, 1.02), ylim=(0, 8.2) if axes is panels[0] else (0, 1.7))
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+        for engine in engines:
+            axes.plot(
+                engine.price, 0, marker="^", color="0.25", markersize=7, clip_on=False, zorder=5, alpha=0.8
+            )
+    panels[0].set_ylabel("times one at a time", fontsize=9)
+    panels[1].set_xlabel("what a second request costs in a call, of what it costs alone", fontsize=10)
+    first, text = panels[0], {"fontsize": 9, "color": "0.25"}
+    upward: dict[str, Any] = {"rotation": 90, "va": "bottom", "ha": "center"}
+    sub_linear, linear, *sd35 = engines
+    first.annotate(sub_linear.name, (sub_linear.price, 0.25), **upward, **text)
+    if sd35:
+        low, high = min(each.price for each in sd35), max(each.price for each in sd35)
+        names = "SD3.5 on an H100: 512² left,\n1024² right (computed)" if bound else "SD3.5, measured"
+        panels[1].annotate(names, ((low + high) / 2, 0.08), **upward, **text)
+    first.annotate(linear.name, (linear.price - 0.005, 1.5), **upward, **text)
+    first.annotate("8 requests share a call\nwhere the shape set has 16 rows", (0.13, 6.9), **text)
+    _label(panels[2], ONE, (0.02, 1.04))
+    _label(panels[2], WHOLE, (0.1, 0.72))
+    _label(panels[2], STEPS, (0.42, 0.33))
+    _label(panels[2], UNTOLD, (0.52, 1.3))
+    figure.suptitle(
+        "Where step batching pays: where a call has room for a second request", fontsize=12, x=0.01, ha="left"
+    )
+    figure.tight_layout()
+    figure.savefig(path)
+    return path
+
+
+def draw_loads(engines: Sequence[EngineCurve], found: Sequence[Point], path: Path) -> Path:
+    """Draw throughput and latencies as load rises, over the invented engines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.6), dpi=110)
+    rows = figure.subplots(len(engines), 3, squeeze=False)
+    for panels, curve, right in zip(rows, engines, (4.0, 1.5), strict=True):
+        for policy in _POLICIES:
+            if policy == UNTOLD and curve.worth == curve.most:
+                continue
+            line_ = sorted(
+                (each for each in found if each.curve == curve and each.policy == policy),
+                key=lambda each: each.load,
+            )
+            line_ = [each for each in line_ if each.load <= right]
+            panels[0].plot(
+                [each.load for each in line_], [each.throughput for each in line_], **line(policy)
+            )
+            kept = [each for each in line_ if each.keeps_up]
+            for axes, name in zip(panels[1:], ("mean", "p95"), strict=True):
+                axes.plot(
+                    [each.load for each in kept], [getattr(each, name) for each in kept], **line(policy)
+                )
+        panels[0].plot([0, right], [0, right], color="0.75", linewidth=1, linestyle="--", zorder=1)
+        plain(
+            panels[0],
+            f"{curve.name}: throughput, of what one at a time can do",
+            xlim=(0, right),
+            ylim=(0, right),
+        )
+        top = 12 * curve.alone
+        for axes, name in zip(panels[1:], ("mean latency, s", "95th percentile, s"), strict=True):
+            plain(axes, name, xlim=(0, right), ylim=(0, top))
+        for axes in panels:
+            axes.set_xticks(
+                [0, 1, 2, 3, 4] if right == 4 else [0, 0.5, 1, 1.5],
+                ["0", "100 %", "200 %", "300 %", "400 %"] if right == 4 else ["0", "50 %", "100 %", "150 %"],
+            )
+    for axes in rows[-1]:
+        axes.set_xlabel("load, of what one at a time can do", fontsize=9)
+    first, second = rows[0], rows[1]
+    first[0].annotate("served as it comes", (0.55, 0.8), fontsize=8, color="0.5", rotation=39)
+    _label(first[0], ONE, (1.6, 1.1))
+    _label(first[0], WHOLE, (2.45, 1.7))
+    _label(first[0], STEPS, (1.7, 3.2))
+    _label(first[1], ONE, (1.06, 4.6))
+    _label(first[1], WHOLE, (1.75, 2.05))
+    _label(first[1], STEPS, (1.9, 0.25))
+    _label(second[1], ONE, (0.78, 0.6))
+    _label(second[1], UNTOLD, (0.17, 3.4))
+    figure.tight_layout()
+    figure.savefig(path)
+    return path
+
+
+def drawn(engine: EngineCurve) -> bool:
+    """Whether an engine has a column among those of SD3.5: FP16 is left to the table."""
+    return not engine.name.endswith("FP16")
+
+
+def draw_engines(engines: Sequence[EngineCurve], found: Sequence[Point], path: Path, *, bound: bool) -> Path:
+    """Draw the latencies over SD3.5's engines as load rises, up to where they stop to keep up."""
+    from matplotlib.figure import Figure
+
+    shown = [each for each in engines if drawn(each)]
+    figure = Figure(figsize=(11, 5.6), dpi=110)
+    columns = figure.subplots(2, len(shown), sharex=True, squeeze=False)
+    for number, curve in enumerate(shown):
+        for axes, name in zip(columns[:, number], ("mean", "p95"), strict=True):
+            for policy in _POLICIES:
+                kept = [
+                    each
+                    for each in found
+                    if each.curve == curve and each.policy == policy and each.keeps_up and each.load <= 1
+                ]
+                axes.plot(
+                    [each.load for each in kept],
+                    [getattr(each, name) / curve.alone for each in kept],
+                    **line(policy),
+                )
+            top = 12 if name == "mean" else 24
+            title = f"{curve.name}\n{curve.alone:.2g} s alone" if name == "mean" else ""
+            plain(axes, title, xlim=(0.1, 1.05), ylim=(0, top))
+            axes.set_xticks([0.2, 0.4, 0.6, 0.8, 1.0], ["20 %", "40 %", "60 %", "80 %", "100 %"])
+    for axes, name in zip(columns[:, 0], ("mean latency", "95th percentile"), strict=True):
+        axes.set_ylabel(f"{name},\ntimes a picture alone", fontsize=9)
+    for axes in columns[1]:
+        axes.set_xlabel("load", fontsize=9)
+    handles = [
+        _handle(policy) for policy in (STEPS, ONE, WHOLE, UNTOLD)
+    ]
+    figure.legend(handles=handles, loc="upper right", ncols=4, frameon=False, fontsize=9)
+    kind = "SD3.5 on an H100, computed lower bounds" if bound else "SD3.5, measured step times"
+    figure.suptitle(kind, fontsize=12, x=0.01, ha="left")
+    figure.tight_layout()
+    figure.savefig(path)
+    return path
+
+
+def _handle(policy: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=policy, **line(policy))
+
+
+def _label(axes: Any, policy: str, place: tuple[float, float]) -> None:
+    axes.annotate(NAMES[policy], place, fontsize=9, color=COLOURS[policy], va="bottom")
