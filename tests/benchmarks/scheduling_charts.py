@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.benchmarks.curves import ONE, STEPS, UNTOLD, WHOLE, EngineCurve
 from tests.benchmarks.scheduling import Point, most
-from tests.benchmarks.style import COLOURS, DASHES, NAMES, line, plain
+from tests.benchmarks.style import COLOURS, NAMES, line, plain
 
 _POLICIES = (ONE, WHOLE, UNTOLD, STEPS)
 
@@ -63,10 +63,10 @@ def draw_prices(
         panels[1].annotate(names, ((low + high) / 2, 0.08), **upward, **text)
     first.annotate(linear.name, (linear.price - 0.005, 1.5), **upward, **text)
     first.annotate("8 requests share a call\nwhere the shape set has 16 rows", (0.13, 6.9), **text)
-    _label(panels[2], ONE, (0.02, 1.04))
-    _label(panels[2], WHOLE, (0.1, 0.72))
+    _label(panels[2], ONE, (0.3, 1.02))
+    _label(panels[2], WHOLE, (0.02, 0.74))
     _label(panels[2], STEPS, (0.42, 0.33))
-    _label(panels[2], UNTOLD, (0.52, 1.3))
+    _label(panels[2], UNTOLD, (0.5, 1.38))
     figure.suptitle(
         "Where step batching pays: where a call has room for a second request", fontsize=12, x=0.01, ha="left"
     )
@@ -99,15 +99,14 @@ def draw_loads(engines: Sequence[EngineCurve], found: Sequence[Point], path: Pat
                     [each.load for each in kept], [getattr(each, name) for each in kept], **line(policy)
                 )
         panels[0].plot([0, right], [0, right], color="0.75", linewidth=1, linestyle="--", zorder=1)
-        plain(
-            panels[0],
-            f"{curve.name}: throughput, of what one at a time can do",
-            xlim=(0, right),
-            ylim=(0, right),
-        )
-        top = 12 * curve.alone
-        for axes, name in zip(panels[1:], ("mean latency, s", "95th percentile, s"), strict=True):
-            plain(axes, name, xlim=(0, right), ylim=(0, top))
+        plain(panels[0], f"{curve.name}: throughput", xlim=(0, right), ylim=(0, right))
+        panels[0].set_ylabel("times one at a time", fontsize=9)
+        for axes, name, top in (
+            (panels[1], "mean latency", 6 * curve.alone),
+            (panels[2], "95th percentile of latency", 12 * curve.alone),
+        ):
+            plain(axes, f"{curve.name}: {name}", xlim=(0, right), ylim=(0, top))
+            axes.set_ylabel("seconds", fontsize=9)
         for axes in panels:
             axes.set_xticks(
                 [0, 1, 2, 3, 4] if right == 4 else [0, 0.5, 1, 1.5],
@@ -136,48 +135,31 @@ def drawn(engine: EngineCurve) -> bool:
 
 
 def draw_engines(engines: Sequence[EngineCurve], found: Sequence[Point], path: Path, *, bound: bool) -> Path:
-    """Draw the latencies over SD3.5's engines as load rises, up to where they stop to keep up."""
+    """Draw the mean latency over SD3.5's engines as load rises, beside one at a time's."""
     from matplotlib.figure import Figure
 
     shown = [each for each in engines if drawn(each)]
-    figure = Figure(figsize=(11, 5.6), dpi=110)
-    columns = figure.subplots(2, len(shown), sharex=True, squeeze=False)
-    for number, curve in enumerate(shown):
-        for axes, name in zip(columns[:, number], ("mean", "p95"), strict=True):
-            for policy in _POLICIES:
-                kept = [
-                    each
-                    for each in found
-                    if each.curve == curve and each.policy == policy and each.keeps_up and each.load <= 1
-                ]
-                axes.plot(
-                    [each.load for each in kept],
-                    [getattr(each, name) / curve.alone for each in kept],
-                    **line(policy),
-                )
-            top = 12 if name == "mean" else 24
-            title = f"{curve.name}\n{curve.alone:.2g} s alone" if name == "mean" else ""
-            plain(axes, title, xlim=(0.1, 1.05), ylim=(0, top))
-            axes.set_xticks([0.2, 0.4, 0.6, 0.8, 1.0], ["20 %", "40 %", "60 %", "80 %", "100 %"])
-    for axes, name in zip(columns[:, 0], ("mean latency", "95th percentile"), strict=True):
-        axes.set_ylabel(f"{name},\ntimes a picture alone", fontsize=9)
-    for axes in columns[1]:
-        axes.set_xlabel("load", fontsize=9)
-    handles = [
-        _handle(policy) for policy in (STEPS, ONE, WHOLE, UNTOLD)
-    ]
-    figure.legend(handles=handles, loc="upper right", ncols=4, frameon=False, fontsize=9)
-    kind = "SD3.5 on an H100, computed lower bounds" if bound else "SD3.5, measured step times"
-    figure.suptitle(kind, fontsize=12, x=0.01, ha="left")
+    figure = Figure(figsize=(11, 3.6), dpi=110)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, curve in zip(panels, shown, strict=True):
+        means = {(each.policy, each.load): each.mean for each in found if each.curve == curve}
+        loads = sorted({load for _, load in means})
+        for policy in _POLICIES:
+            axes.plot(loads, [means[policy, load] / means[ONE, load] for load in loads], **line(policy))
+        plain(axes, f"{curve.name}\n{curve.alone:.2f} s alone", xlim=(0.15, 0.95), ylim=(0.8, 1.8))
+        axes.set_xticks([0.2, 0.4, 0.6, 0.8], ["20 %", "40 %", "60 %", "80 %"])
+        axes.set_xlabel("load, of what one at a time can do", fontsize=8.5)
+    panels[0].set_ylabel("mean latency,\ntimes one at a time", fontsize=9)
+    _label(panels[0], UNTOLD, (0.19, 1.32))
+    _label(panels[0], WHOLE, (0.6, 0.83))
+    panels[-1].annotate(
+        "step scheduler and\none at a time, the same", (0.19, 0.88), fontsize=9, color=COLOURS[STEPS]
+    )
+    kind = "SD3.5 on an H100: computed, not measured" if bound else "SD3.5: measured step times"
+    figure.suptitle(f"{kind}. The GPU is full with one request", fontsize=12, x=0.01, ha="left")
     figure.tight_layout()
     figure.savefig(path)
     return path
-
-
-def _handle(policy: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], label=policy, **line(policy))
 
 
 def _label(axes: Any, policy: str, place: tuple[float, float]) -> None:
