@@ -28,7 +28,7 @@ ONE, WHOLE, STEPS, UNTOLD = (
 
 @dataclass(frozen=True)
 class EngineCurve:
-    """An engine: `table` is rows → milliseconds, `most` the shape set's rows of a call, `steps` a picture's."""
+    """An engine: `table` is rows → milliseconds, `most` the rows that a call may have, `steps` a picture."""
 
     name: str
     table: tuple[tuple[int, float], ...]

@@ -29,15 +29,9 @@ from serve.inside.pixels import pixels_from
 from serve.inside.text import PromptTokenizers, join
 from serve.launcher import Ports, running
 from tests.benchmarks import pages
+from tests.benchmarks.requests import SIZE, STEPS, prompt_of
 
-STEPS = 20
-SIZE = 128
 BAR = 0.15  # of the end-to-end time
-
-
-def prompt_of(number: int) -> str:
-    """A prompt that no cache has seen."""
-    return f"picture {number}: a large red circle on the left and a small blue cross on the right"
 
 
 class Direct:
@@ -139,9 +133,7 @@ def main() -> None:
         alone = medians.get(name.replace("Triton, ONNX Runtime", "ONNX Runtime, no server"))
         share = f"{1 - alone / seconds:.0%}" if name.startswith("Triton") and alone else "—"
         rows.append((name, f"{seconds:.2f} s", f"{seconds / peer:.2f}", share))
-    part = pages.table(
-        ["a picture", "median", "of diffusers", f"server's share (asked: ≤ {BAR:.0%})"], rows
-    )
+    part = pages.table(["a picture", "median", "of diffusers", f"server's share (asked: ≤ {BAR:.0%})"], rows)
     print(shown(pages.fill(given.out, "serving.md", {"lone": part, "machine": pages.machine()})))
 
 

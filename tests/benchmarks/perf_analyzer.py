@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +102,10 @@ class LoadGenerator:
 
     def arrivals(self, gaps: Sequence[float], requests: Sequence[dict[str, Any]]) -> Load:
         """A request after each gap (seconds), whatever of the earlier ones is answered."""
-        with _file("\n".join(str(round(1e6 * gap)) for gap in gaps)) as path:
-            return self._run(requests, "--request-intervals", str(path), "--async")
+        with tempfile.NamedTemporaryFile("w") as stream:
+            stream.writelines(f"{round(1e6 * gap)}\n" for gap in gaps)
+            stream.flush()
+            return self._run(requests, "--request-intervals", stream.name, "--async")
 
     def _run(self, requests: Sequence[dict[str, Any]], *how: str) -> Load:
         """Raises ServerError when it fails, or a request did."""
@@ -112,7 +113,9 @@ class LoadGenerator:
             {name: {"content": [value], "shape": [1]} for name, value in request.items()}
             for request in requests
         ]
-        with _file(json.dumps({"data": data})) as wanted, _file("") as found:
+        with tempfile.TemporaryDirectory() as folder:
+            wanted, found = Path(folder) / "requests.json", Path(folder) / "found.json"
+            wanted.write_text(json.dumps({"data": data}))
             done = subprocess.run(
                 [str(self._program), "-m", "text_to_image", "-i", "grpc", "-u", self.url, *how]
                 + ["--input-data", str(wanted), "--request-count", str(len(requests))]
@@ -145,11 +148,3 @@ def load_from(record: Sequence[dict[str, Any]], expected: int) -> Load:
     begins = np.array([each["timestamp"] for each in ordered], np.int64)
     ends = np.array([each["response_timestamps"][-1] for each in ordered], np.int64)
     return Load((begins - begins[0]) / 1e9, (ends - begins[0]) / 1e9)
-
-
-@contextmanager
-def _file(content: str) -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as stream:
-        stream.write(content)
-        stream.flush()
-        yield Path(stream.name)

@@ -1,4 +1,4 @@
-"""Triton repositories for the benchmarks: a packaged one with another engine or policy, and one made to measure.
+"""Triton repositories for the benchmarks: packaged ones with another engine or policy, one made to measure.
 
 `running` serves them like any other.
 """
@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 from mmdit.artifact import MANIFEST, Manifest
+from mmdit.contract import COMPONENTS
+from mmdit.family import VAE_SCALE
 from serve.repository import POLICIES
 
 MODELS = Path(__file__).with_name("models")
@@ -44,10 +46,15 @@ def one_at_a_time(packaged: Path, folder: Path) -> Path:
     return folder
 
 
-def with_stand_in(packaged: Path, folder: Path, base_ms: float, row_ms: float) -> Path:
-    """A copy of a packaged repository whose `mmdit` takes a fixed time and makes nothing."""
+def with_stand_ins(packaged: Path, folder: Path, base_ms: float, row_ms: float) -> Path:
+    """A copy of a packaged repository whose `mmdit` takes a fixed time, and the other engines none."""
     shutil.copytree(packaged, folder)
-    _stand_in(folder / "mmdit", (folder / "mmdit" / "config.pbtxt").read_text(), base_ms, row_ms)
+    for name in COMPONENTS:
+        config = (folder / name / "config.pbtxt").read_text()
+        if name == "mmdit":
+            _stand_in(folder / name, config, base_ms, row_ms)
+        else:
+            _stand_in(folder / name, config, 0, 0, scale=VAE_SCALE if name == "vae_decoder" else 1)
     return folder
 
 
@@ -68,13 +75,13 @@ def for_step_cost(folder: Path) -> Path:
     return folder
 
 
-def _stand_in(model: Path, config: str, base_ms: float, row_ms: float) -> None:
+def _stand_in(model: Path, config: str, base_ms: float, row_ms: float, scale: int = 1) -> None:
     version = model / "1"
     shutil.rmtree(version, ignore_errors=True)
     version.mkdir(parents=True)
     shutil.copy(MODELS / "stand_in_engine.py", version / "model.py")
     parameters = "".join(
         f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}\n'
-        for name, value in (("base_ms", base_ms), ("row_ms", row_ms))
+        for name, value in (("base_ms", base_ms), ("row_ms", row_ms), ("scale", scale))
     )
     (model / "config.pbtxt").write_text(config + parameters)

@@ -61,7 +61,7 @@ class Point:
 
     @property
     def keeps_up(self) -> bool:
-        """Whether the requests are served as fast as they come; else latencies only tell of the run's length."""
+        """Whether requests are served as fast as they come; else latencies only tell how long the run was."""
         return self.throughput >= KEEPS_UP * self.load
 
 
@@ -86,9 +86,7 @@ def point(curve: EngineCurve, policy: str, load: float, seeds: int, count: int) 
     )
 
 
-def points(
-    curves: Sequence[EngineCurve], loads: Sequence[float], seeds: int, count: int
-) -> list[Point]:
+def points(curves: Sequence[EngineCurve], loads: Sequence[float], seeds: int, count: int) -> list[Point]:
     """Every policy at every load, over all curves; each process takes some.
 
     Where all rows are worth sharing the step scheduler does the same without a table.
@@ -116,7 +114,7 @@ def most(curve: EngineCurve, policy: str, **given: float) -> float:
 
 
 def asked_and_found() -> list[tuple[str, str, str]]:
-    """What the step scheduler was asked to reach, and what it does; tests/test_serve_load.py holds it there."""
+    """What the step scheduler should reach, and what it does; tests/test_serve_load.py holds it there."""
     curve = SUB_LINEAR
 
     def eight(policy: str, **given: object) -> Served:

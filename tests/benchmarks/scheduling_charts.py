@@ -56,13 +56,18 @@ def draw_prices(
     first, text = panels[0], {"fontsize": 9, "color": "0.25"}
     upward: dict[str, Any] = {"rotation": 90, "va": "bottom", "ha": "center"}
     sub_linear, linear, *sd35 = engines
-    first.annotate(sub_linear.name, (sub_linear.price, 0.25), **upward, **text)
-    if sd35:
-        low, high = min(each.price for each in sd35), max(each.price for each in sd35)
-        names = "SD3.5 on an H100: 512² left,\n1024² right (computed)" if bound else "SD3.5, measured"
-        panels[1].annotate(names, ((low + high) / 2, 0.08), **upward, **text)
-    first.annotate(linear.name, (linear.price - 0.005, 1.5), **upward, **text)
-    first.annotate("8 requests share a call\nwhere the shape set has 16 rows", (0.13, 6.9), **text)
+    first.annotate(sub_linear.name, (sub_linear.price, 1.2), **upward, **text)
+    first.annotate(linear.name, (linear.price + 0.01, 1.2), **upward, **text)
+    if sd35 and bound:
+        for side in ("512²", "1024²"):
+            places = [each.price for each in sd35 if side in each.name]
+            place = sum(places) / len(places) - 0.02
+            first.annotate(f"SD3.5 at {side} (computed)", (place, 1.35), **upward, **text)
+    for each in () if bound else sd35:
+        first.annotate(each.name, (each.price, 1.35), **upward, **text)
+    first.annotate(
+        "step scheduler and\nwhole requests in batches", (0.2, 4.6), fontsize=9, color=COLOURS[STEPS]
+    )
     _label(panels[2], ONE, (0.3, 1.02))
     _label(panels[2], WHOLE, (0.02, 0.74))
     _label(panels[2], STEPS, (0.42, 0.33))
@@ -90,9 +95,7 @@ def draw_loads(engines: Sequence[EngineCurve], found: Sequence[Point], path: Pat
                 key=lambda each: each.load,
             )
             line_ = [each for each in line_ if each.load <= right]
-            panels[0].plot(
-                [each.load for each in line_], [each.throughput for each in line_], **line(policy)
-            )
+            panels[0].plot([each.load for each in line_], [each.throughput for each in line_], **line(policy))
             kept = [each for each in line_ if each.keeps_up]
             for axes, name in zip(panels[1:], ("mean", "p95"), strict=True):
                 axes.plot(
@@ -117,13 +120,17 @@ def draw_loads(engines: Sequence[EngineCurve], found: Sequence[Point], path: Pat
     first, second = rows[0], rows[1]
     first[0].annotate("served as it comes", (0.55, 0.8), fontsize=8, color="0.5", rotation=39)
     _label(first[0], ONE, (1.6, 1.1))
-    _label(first[0], WHOLE, (2.45, 1.7))
-    _label(first[0], STEPS, (1.7, 3.2))
+    first[0].annotate(
+        "step scheduler and\nwhole requests in batches", (0.5, 3.3), fontsize=9, color=COLOURS[STEPS]
+    )
     _label(first[1], ONE, (1.06, 4.6))
     _label(first[1], WHOLE, (1.75, 2.05))
     _label(first[1], STEPS, (1.9, 0.25))
-    _label(second[1], ONE, (0.78, 0.6))
-    _label(second[1], UNTOLD, (0.17, 3.4))
+    for axes, place in ((second[0], (0.45, 0.25)), (second[1], (0.62, 0.3))):
+        every = "all four alike" if axes is second[0] else "step scheduler and\none at a time"
+        axes.annotate(every, place, fontsize=9, color=COLOURS[STEPS])
+    _label(second[1], UNTOLD, (0.14, 3.4))
+    _label(second[2], WHOLE, (0.96, 6.4))
     figure.tight_layout()
     figure.savefig(path)
     return path
@@ -153,7 +160,7 @@ def draw_engines(engines: Sequence[EngineCurve], found: Sequence[Point], path: P
     _label(panels[0], UNTOLD, (0.19, 1.32))
     _label(panels[0], WHOLE, (0.6, 0.83))
     panels[-1].annotate(
-        "step scheduler and\none at a time, the same", (0.19, 0.88), fontsize=9, color=COLOURS[STEPS]
+        "step scheduler and\none at a time, the same", (0.19, 0.84), fontsize=9, color=COLOURS[STEPS]
     )
     kind = "SD3.5 on an H100: computed, not measured" if bound else "SD3.5: measured step times"
     figure.suptitle(f"{kind}. The GPU is full with one request", fontsize=12, x=0.01, ha="left")

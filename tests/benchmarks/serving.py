@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import export.quiet  # noqa: F401  isort: skip
 import numpy as np
@@ -24,10 +23,10 @@ from mmdit.errors import run_command
 from serve.launcher import Ports, running
 from tests.benchmarks import pages
 from tests.benchmarks.curves import ONE, STEPS
-from tests.benchmarks.lone import SIZE, diffusers_pipeline, prompt_of, taken_in_turns
-from tests.benchmarks.lone import STEPS as PICTURE_STEPS
+from tests.benchmarks.lone import diffusers_pipeline, taken_in_turns
 from tests.benchmarks.perf_analyzer import Load, LoadGenerator
 from tests.benchmarks.repositories import one_at_a_time
+from tests.benchmarks.requests import requests
 
 LOOP = "diffusers in a loop"
 CLIENTS = (1, 2, 4, 8, 16)
@@ -35,18 +34,6 @@ LOADS = (0.5, 0.7, 0.9)
 PERCENTILES = (50, 95, 99)
 
 Found = dict[tuple[str, float], list[Load]]  # way, and clients or load → a run for each round
-
-
-def requests(numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """A request for each number: its own prompt and seed, the miniature's size and steps."""
-    fixed = {
-        "negative_prompt": "",
-        "height": SIZE,
-        "width": SIZE,
-        "steps": PICTURE_STEPS,
-        "guidance_scale": 4.5,
-    }
-    return [{"prompt": prompt_of(number), "seed": number} | fixed for number in numbers]
 
 
 def queued(durations: Sequence[float], arrivals: Sequence[float]) -> Load:
@@ -71,7 +58,10 @@ def looped(durations: Sequence[float], clients: int, pictures: int) -> Load:
 
 
 def round_of_clients(
-    servers: Mapping[str, LoadGenerator], durations: Sequence[float], fresh: Callable[[int], list[int]], quick: bool
+    servers: Mapping[str, LoadGenerator],
+    durations: Sequence[float],
+    fresh: Callable[[int], list[int]],
+    quick: bool,
 ) -> dict[tuple[str, float], Load]:
     """Every way with every number of clients, in turns."""
     found: dict[tuple[str, float], Load] = {}

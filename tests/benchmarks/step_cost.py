@@ -1,4 +1,4 @@
-"""What the server adds to a step at SD3.5 Large's tensors at 1024²: the scheduler's step, and a bare `exec()`.
+"""What the server adds to a step at SD3.5 Large's tensors at 1024²: a scheduled step, and a bare `exec()`.
 
     python -m tests.benchmarks.step_cost [--out FOLDER]
 
