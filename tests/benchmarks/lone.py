@@ -134,7 +134,9 @@ def main() -> None:
         share = f"{1 - alone / seconds:.0%}" if name.startswith("Triton") and alone else "—"
         rows.append((name, f"{seconds:.2f} s", f"{seconds / peer:.2f}", share))
     part = pages.table(["a picture", "median", "of diffusers", f"server's share (asked: ≤ {BAR:.0%})"], rows)
-    print(shown(pages.fill(given.out, "serving.md", {"lone": part, "machine": pages.machine()})))
+    page = pages.fill(given.out, "serving.md", {"lone": part, "machine": pages.machine()})
+    pages.fill(given.out, "README.md", {"lone": part})
+    print(shown(page))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def main() -> None:
     """Measure, print, write the page's part."""
     given = pages.arguments("The server's cost of a step.").parse_args()
     part = page_part(measure(5 if given.quick else 40))
-    print(shown(pages.fill(given.out, "serving.md", {"step cost": part, "machine": pages.machine()})))
+    page = pages.fill(given.out, "serving.md", {"step cost": part, "machine": pages.machine()})
+    pages.fill(given.out, "README.md", {"cost": part})
+    print(shown(page))
 
 
 if __name__ == "__main__":
