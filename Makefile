@@ -19,6 +19,10 @@ ACCEPT_QUALITY ?=
 # tables of what calls take by their rows, as `make gpu-check` measures them, separated by spaces: calls of about their
 # sizes are then shared only where it pays. What is not given to the next `make repository` is left out again
 STEP_TIMES ?=
+# 1: answer a request that was answered before from Triton's response cache; a seed is then required
+CACHE_PICTURES ?=
+# of the text encoders' answers and of such pictures: local, local:MIB or redis://HOST:PORT
+CACHE ?= local
 # more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
 # must be given to later commands too, or they remake it with the defaults
 ONNX_OPTIONS ?=
@@ -57,7 +61,7 @@ ENGINE = $(call given,SHAPES,shapes) $(ENGINE_OPTIONS)
 # of the quality gate, passed on only when they are given
 GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count)
 # FP8 is packaged once its gate is passed, or without it when that was asked for by name
-PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality) \
+PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality) $(if $(CACHE_PICTURES),--cache-pictures) \
 	$(patsubst %,--step-times='%',$(subst ','\'',$(value STEP_TIMES)))
 JUDGED = $(if $(filter fp8,$(PRECISION)),$(if $(ACCEPT_QUALITY),engines,gate),engines)
 # variables of a request, passed on only when they are given
@@ -66,11 +70,12 @@ given = $(if $(value $(1)),--$(2)=$(call quoted,$(1)))
 asked = $(if $(filter file,$(origin $(1))),,--$(2)=$(call quoted,$(1)))
 REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) \
 	$(call given,STEPS,steps) $(call given,GUIDANCE_SCALE,guidance-scale) \
+	$(call given,GUIDANCE_START,guidance-start) $(call given,GUIDANCE_END,guidance-end) \
 	$(call given,HEIGHT,height) $(call given,WIDTH,width)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup forecast target onnx fp8 sensitivity engines refit both-engines gate report repository serve generate \
-	evaluate bench gpu-reference gpu-check train test lint clean
+	evaluate bench load gpu-reference gpu-check train test lint clean
 
 demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
@@ -131,14 +136,14 @@ both-engines: engines # FP8 is judged beside FP16
 	@$(if $(filter fp8,$(PRECISION)),set -o pipefail; \
 	$(RUN) -m engines build $(MODEL_AND_TARGET) --precision fp16 $(ENGINE) | sed -un '/: building/p')
 
-repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1): STEP_TIMES=
+repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1): STEP_TIMES= CACHE_PICTURES=
 	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)
 
-serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT=
-	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) \
+serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT= CACHE=
+	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) --cache $(call quoted,CACHE) \
 	--grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 
-generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= HEIGHT= WIDTH= OUT=
+generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= GUIDANCE_START= GUIDANCE_END= HEIGHT= WIDTH= OUT=
 	@$(RUN) -m serve generate $(REQUEST) --url $(URL) --out $(call quoted,OUT) -- $(call quoted,PROMPT)
 
 evaluate: $(READY) ## score the miniature's served pictures of 200 captions in FP16 and FP8, with a page of them
@@ -146,10 +151,15 @@ evaluate: $(READY) ## score the miniature's served pictures of 200 captions in F
 	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp8 ACCEPT_QUALITY=1
 	@$(RUN) -m miniature evaluate --target $(call quoted,TARGET)
 
-bench: $(READY) ## the miniature's picture through Triton, timed beside diffusers
+bench: $(READY) ## all benchmarks, each beside its peer, into docs/benchmarks: half an hour on an idle machine
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
-	@$(RUN) -m tests.benchmarks.picture
+	@for each in scheduling real_scheduling step_cost lone serving guidance; do \
+	$(RUN) -m tests.benchmarks.$$each --out docs/benchmarks || exit; done
+
+load: $(READY) ## 2,000 mixed requests by 16 clients against the miniature's server: every answer is checked
+	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
+	@$(RUN) -m tests.load --requests 2000 --clients 16
 
 gpu-reference: $(READY) ## torch's milliseconds per step on this machine's GPU, a floor for TensorRT: REFERENCE_OPTIONS=
 	@$(RUN) -m measure reference $(REFERENCE_OPTIONS)

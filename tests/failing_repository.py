@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 FAILURES = ("error", "exception", "unavailable")
-WRAPPER = '''
+WRAPPER = """
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -26,7 +26,7 @@ class TritonPythonModel(Real):
         code = pb_utils.TritonError.UNAVAILABLE if failure == "unavailable" else pb_utils.TritonError.INTERNAL
         error = pb_utils.TritonError(message, code)
         return [pb_utils.InferenceResponse(error=error) for _ in requests]
-'''
+"""
 
 
 class FailingRepository:
@@ -55,4 +55,6 @@ class FailingRepository:
         before, found, after = config.read_text().partition(f'key: "{name}"')
         assert found, f"{config} has no parameter {name}"
         old = after[: after.index("}")]
-        config.write_text(before + found + after.replace(old, f'\n  value {{\n    string_value: "{value}"\n  ', 1))
+        config.write_text(
+            before + found + after.replace(old, f'\n  value {{\n    string_value: "{value}"\n  ', 1)
+        )

@@ -1,4 +1,4 @@
-"""Serving simulated: the real step scheduler over an engine that takes simulated time.
+"""Serving simulated: the real step scheduler over an engine that takes simulated time, and its peers.
 
 One engine that makes one call after the other, as a Triton instance does; before and after each call the
 server's own work takes `host_ms`. Requests come from clients that wait for their picture, or at random.
@@ -6,7 +6,7 @@ server's own work takes `host_ms`. Requests come from clients that wait for thei
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from serve.inside.denoise import Denoising, sigmas_for
 from serve.inside.schedule import StepScheduler
 
 Curve = Callable[[int], float]  # rows of a call → milliseconds
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Served:
         """Steps of requests."""
         return 1000 * self.steps / self.end
 
+    @property
+    def pictures_per_second(self) -> float:
+        """From the first moment to the end of the last picture."""
+        return 1000 * len(self.latencies) / self.end
+
     def rows_per_call(self, size: tuple[int, int]) -> float:
         """The mean over calls of a size."""
         return float(np.mean([rows for found, rows in self.calls if found == size]))
@@ -52,12 +58,39 @@ def poisson(rate: float, count: int, seed: int = 0, **given: object) -> list[Arr
     return [Arrival(at=float(at), **given) for at in np.cumsum(gaps)]  # type: ignore[arg-type]
 
 
+Again = Callable[[float, Arrival], Arrival | None]  # now (ms), what has ended → the client's next request
+
+
+def _no_more(now: float, ended: Arrival) -> None:
+    """Clients that ask for one picture."""
+
+
+def closed_loop(
+    count: int, serving: Callable[..., Served], sizes: Sequence[Size] = ((4, 4),), steps: int = 20
+) -> Served:
+    """Each of `count` clients asks for ten pictures, one after the other, of one of the `sizes`.
+
+    `serving` takes arrivals and `again`: what `serve` and `serve_whole` are once they have their engine.
+    """
+    left = 9 * count
+
+    def again(now: float, ended: Arrival) -> Arrival | None:
+        nonlocal left
+        left -= 1
+        return Arrival(at=now, size=ended.size, steps=steps) if left >= 0 else None
+
+    return serving(
+        [Arrival(0.01 * number, sizes[number % len(sizes)], steps=steps) for number in range(count)],
+        again=again,
+    )
+
+
 def serve(
     arrivals: Iterable[Arrival],
     curve: Curve,
-    worth: Callable[[tuple[int, int]], int],
+    worth: Callable[[Size], int],
     *,
-    again: Callable[[float, Arrival], Arrival | None] = lambda now, ended: None,
+    again: Again = _no_more,
     calls: int = 2,
     host_ms: float = 0.0,
 ) -> Served:
@@ -122,4 +155,48 @@ def serve(
         now, _, what = heapq.heappop(events)
         what()
     seen.end = now
+    return seen
+
+
+def serve_whole(
+    arrivals: Iterable[Arrival],
+    curve: Curve,
+    most: Callable[[Size], int],
+    *,
+    again: Again = _no_more,
+) -> Served:
+    """The peer: a dynamic batcher before an engine that makes whole pictures, first come first.
+
+    Whenever the engine is free it takes the oldest request and those of its size and steps that wait too, up
+    to `most` rows, and makes all of their steps; who comes meanwhile waits. With the rows of one request it
+    is one picture at a time.
+    """
+    seen = Served()
+    tie: Iterator[int] = itertools.count()
+    coming: list[tuple[float, int, Arrival]] = [(each.at, next(tie), each) for each in arrivals]
+    heapq.heapify(coming)
+    waiting: list[Arrival] = []
+    while coming or waiting:
+        if not waiting:
+            seen.end = max(seen.end, coming[0][0])
+        while coming and coming[0][0] <= seen.end:
+            waiting.append(heapq.heappop(coming)[2])
+        batch: list[Arrival] = []
+        rows = 0
+        for each in waiting:
+            if (each.size, each.steps) == (waiting[0].size, waiting[0].steps):
+                if batch and rows + each.rows > most(each.size):
+                    break
+                batch.append(each)
+                rows += each.rows
+        taken = set(map(id, batch))
+        waiting = [each for each in waiting if id(each) not in taken]
+        seen.end += batch[0].steps * curve(rows)
+        seen.calls += [(batch[0].size, rows)] * batch[0].steps
+        for each in batch:
+            seen.steps += each.steps
+            seen.latencies.append(seen.end - each.at)
+            following = again(seen.end, each)
+            if following is not None:
+                heapq.heappush(coming, (following.at, next(tie), following))
     return seen

@@ -2,7 +2,6 @@
 
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -26,13 +25,10 @@ def served(miniature):
     family = family_from_checkpoint(miniature)
 
     def model(cache_pictures: bool = False) -> ServedModel:
-        signature = served_models(family)["text_to_image"]
-        inputs = tuple(
-            replace(tensor, optional=tensor.optional and not (cache_pictures and tensor.name == "seed"))
-            for tensor in signature.inputs
-        )
+        signature = served_models(family, cache_pictures=cache_pictures)["text_to_image"]
         config = model_config_pb2.ModelConfig(name="text_to_image")
-        return ServedModel.from_config(ensemble_config(config, replace(signature, inputs=inputs), family))
+        ensemble_config(config, signature, family, cache_pictures=cache_pictures)
+        return ServedModel.from_config(config)
 
     return model
 
@@ -204,10 +200,11 @@ def test_the_server_works_no_longer_than_the_time_out(server, client):
 
 
 def test_a_stream_ends_when_its_time_has_passed(client):
+    """In the server's words, which come before the client has lost its own patience."""
     start = time.monotonic()
-    with pytest.raises(DeadlineError):
+    with pytest.raises(DeadlineError, match="time-out of .* has passed before step"):
         list(client.stream("a circle", steps=200, timeout=0.5))
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 1.5
 
 
 def test_a_refused_request_is_tried_again_until_there_is_room(client):

@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from failing_repository import FAILURES, FailingRepository
@@ -141,7 +140,9 @@ def full_loop(server, connection):
     given = {name: answer.as_numpy(name) for name in ("context", "pooled")}
     inputs = tensors(**given, steps=200)
     before = executions(server)
-    calls = [connection.async_infer("denoiser", inputs, lambda result, error: None) for _ in range(MAX_REQUESTS)]
+    calls = [
+        connection.async_infer("denoiser", inputs, lambda result, error: None) for _ in range(MAX_REQUESTS)
+    ]
     try:
         until(lambda: executions(server) >= before + 2)
         yield

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .half import from_half, to_half
 from .limits import Limits
 
 Array = npt.NDArray[Any]
@@ -106,14 +107,14 @@ class Denoising:
 
     def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
         """The step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
-        latent: Array = np.empty((self.rows, *self.size), dtype)
-        latent[:] = self.latents
+        row: Array = to_half(self.latents) if dtype is np.float16 else self.latents.astype(dtype)
+        latent = np.repeat(row[None], self.rows, axis=0)
         timestep = self.sigmas[self.step] * np.float32(self.train_timesteps)
         return latent, np.full((self.rows, 1), timestep, np.float32)
 
     def advance(self, velocity: Array) -> None:
         """One Euler step with this request's rows of the `velocity`, [rows, C, h, w]."""
-        wide = velocity.astype(np.float32)
+        wide = from_half(velocity) if velocity.dtype == np.float16 else velocity.astype(np.float32)
         with np.errstate(invalid="ignore", over="ignore"):  # see `fault`
             if self.rows == GUIDED_ROWS:
                 negative, guided = wide
@@ -123,7 +124,8 @@ class Denoising:
             else:
                 guided = wide[0]
             guided *= self.sigmas[self.step + 1] - self.sigmas[self.step]
-            self.latents = self.latents + guided
+            guided += self.latents
+        self.latents = guided
         self.step += 1
 
 
