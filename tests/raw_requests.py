@@ -3,7 +3,7 @@ not agree with one another."""
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
@@ -20,7 +20,7 @@ class Raw:
 
     dtype: str
     shape: tuple[int, ...]
-    content: bytes
+    content: bytes = field(repr=False)  # a third of a megabyte, of a context
 
 
 def raw(values: np.ndarray) -> Raw:

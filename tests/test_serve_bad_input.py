@@ -34,7 +34,7 @@ EXTREME = [0, 1, -1, 2, 16, 64, 120, 128, 200, 256, 257, 2**31 - 1, -(2**31), 2*
 STRANGE = [0.0, -0.0, 0.5, 1.0, 4.5, 100.0, 101.0, 1e-40, 3e38, float("nan"), float("inf"), float("-inf")]
 
 derandomized = hypothesis.settings(
-    derandomize=True, deadline=2000, database=None, max_examples=1500, print_blob=False
+    derandomize=True, deadline=2000, database=None, max_examples=500, print_blob=False
 )
 
 
@@ -118,7 +118,7 @@ def check(denoising, limits):
     assert 1 <= denoising.rows <= denoising.max_rows
 
 
-@derandomized
+@hypothesis.settings(derandomized, max_examples=2000)
 @hypothesis.given(inputs=denoiser_inputs())
 def test_tensors_make_a_request_that_can_be_denoised_or_an_error_that_names_one_of_them(limits, inputs):
     try:

@@ -95,9 +95,7 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
             f"context and pooled have {len(context)} and {len(pooled)} rows: expected "
             f"{rows_of(guidance_scale)} with guidance_scale {guidance_scale}"
         )
-    guided = guided_steps(
-        number(inputs, "guidance_start", 0.0), number(inputs, "guidance_end", 1.0), steps
-    )
+    guided = guided_steps(number(inputs, "guidance_start", 0.0), number(inputs, "guidance_end", 1.0), steps)
     begin = whole(inputs, "begin", 0)
     end = whole(inputs, "end", steps)
     if not 0 <= begin < end <= steps:

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from .limits import RequestError
+
 
 class PromptTokenizers:
     """The three tokenizers of SD3, with padding and truncation as the checkpoint's pipeline has them."""
@@ -27,14 +29,14 @@ class PromptTokenizers:
 
 
 def prompt_text(value: Any, name: str, max_bytes: int) -> str:
-    """The text of a BYTES tensor's element; raises ValueError when it is too long or no UTF-8."""
+    """The text of a BYTES tensor's element; raises RequestError when it is too long or no UTF-8."""
     raw = value if isinstance(value, bytes) else str(value).encode()
     if len(raw) > max_bytes:
-        raise ValueError(f"{name} has {len(raw)} bytes: expected at most {max_bytes}")
+        raise RequestError(f"{name} has {len(raw)} bytes: expected at most {max_bytes}")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is no UTF-8 text ({error})") from None
+        raise RequestError(f"{name} is no UTF-8 text ({error})") from None
 
 
 def join(

@@ -5,7 +5,7 @@
 
 import numpy as np
 from inside import triton
-from inside.text import PromptTokenizers, join
+from inside.text import PromptTokenizers, join, prompt_text
 
 
 class TritonPythonModel:
@@ -16,13 +16,15 @@ class TritonPythonModel:
         self.encoders = self.model.settings["encoders"]  # encoder → its outputs
         self.tokenizers = PromptTokenizers(self.model.folder / "tokenizers_json", tuple(self.encoders))
         self.width = self.model.settings["family"]["context_dim"]
+        self.max_bytes = int(self.model.parameters["max_prompt_bytes"])
 
     def execute(self, requests):
         responses = []
         for request in requests:
             try:
                 prompt = self.model.inputs(request)["prompt"][0]
-                responses.append(triton.response(self.encode(prompt.decode()), request))
+                text = prompt_text(prompt, "prompt", self.max_bytes)
+                responses.append(triton.response(self.encode(text), request))
             except Exception as error:
                 responses.append(triton.error_response(error, request))
         return responses

@@ -11,7 +11,6 @@ import numpy as np
 from inside import triton
 from inside.admission import check_guidance
 from inside.denoise import rows_of
-from inside.limits import RequestError
 from inside.text import prompt_text
 
 
@@ -38,13 +37,8 @@ class TritonPythonModel:
         texts = {"prompt": prompt[0]}
         if rows_of(check_guidance(scale)) == 2:
             texts = {"negative_prompt": b"" if negative_prompt is None else negative_prompt[0]} | texts
-        rows = []
-        for name, value in texts.items():
-            try:
-                text = prompt_text(value, name, self.max_bytes)
-            except ValueError as error:
-                raise RequestError(str(error)) from None
-            rows.append(self.row(text))
+        texts = {name: prompt_text(value, name, self.max_bytes) for name, value in texts.items()}
+        rows = [self.row(text) for text in texts.values()]
         contexts, pooleds, truncated = zip(*rows, strict=True)
         return {
             "context": np.concatenate(contexts),
