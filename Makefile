@@ -143,8 +143,9 @@ serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_
 	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) --cache $(call quoted,CACHE) \
 	--grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 
-generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= GUIDANCE_START= GUIDANCE_END= HEIGHT= WIDTH= OUT=
-	@$(RUN) -m serve generate $(REQUEST) --url $(URL) --out $(call quoted,OUT) -- $(call quoted,PROMPT)
+generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= GUIDANCE_START= GUIDANCE_END= HEIGHT= WIDTH= TIMEOUT= PRIORITY_LEVEL= OUT=
+	@$(RUN) -m serve generate $(REQUEST) $(call given,TIMEOUT,timeout) \
+	$(call given,PRIORITY_LEVEL,priority-level) --url $(URL) --out $(call quoted,OUT) -- $(call quoted,PROMPT)
 
 evaluate: $(READY) ## score the miniature's served pictures of 200 captions in FP16 and FP8, with a page of them
 	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp16

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 
 
 def test_every_make_command_of_the_readme_has_a_target():
@@ -30,15 +31,15 @@ def test_the_readmes_python_runs(server, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("Progress(step=") == 20
 
 
-def test_the_readmes_inputs_and_outputs_are_the_contracts(miniature):
+def test_the_inputs_and_outputs_of_docs_serving_are_the_contracts(miniature):
     """The two tables name every tensor of the served models, and no other."""
     from mmdit.contract import served_models
     from mmdit.family import family_from_checkpoint
 
     served = served_models(family_from_checkpoint(miniature))
     for field in ("inputs", "outputs"):
-        start = README.index(f"| {field[:-1]} |")
-        table = README[start : README.index("\n\n", start)]
+        start = SERVING.index(f"| {field[:-1]} |")
+        table = SERVING[start : SERVING.index("\n\n", start)]
         first_cells = [line.split("|")[1] for line in table.splitlines()]
         named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
         models = (served["text_to_image"], served["text_to_image_stream"])

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from test_serve_pictures import executions
+from triton_requests import rests
 
 from mmdit.errors import DeadlineError, ServerError, UnavailableError
 from serve.aio import AsyncClient, Picture, Progress
@@ -23,14 +23,6 @@ def with_client(server):
         return asyncio.run(connected())
 
     return run
-
-
-def assert_the_engine_rests(server):
-    """A step of the miniature takes less than the half second that it gets."""
-    time.sleep(0.5)
-    before = executions(server, "mmdit")
-    time.sleep(0.5)
-    assert executions(server, "mmdit") == before
 
 
 def test_a_picture_is_the_synchronous_clients(client, with_client):
@@ -68,7 +60,7 @@ def test_leaving_the_loop_cancels_the_request(server, with_client):
         async for update in awaited.stream("a circle", steps=200):
             assert isinstance(update, Progress)
             break
-        await asyncio.to_thread(assert_the_engine_rests, server)
+        assert await asyncio.to_thread(rests, server, within=2)
 
     with_client(leave)
 
@@ -86,7 +78,7 @@ def test_cancelling_the_task_cancels_the_request(server, with_client):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.to_thread(assert_the_engine_rests, server)
+        assert await asyncio.to_thread(rests, server, within=2)
 
     with_client(cancel)
 
@@ -102,7 +94,7 @@ def test_a_cancelled_picture_is_waited_for_no_longer(server, with_client):
                 await awaited.generate("a circle", steps=200, timeout=1)
         assert time.monotonic() - start < 0.9
         await asyncio.sleep(1)
-        await asyncio.to_thread(assert_the_engine_rests, server)
+        assert await asyncio.to_thread(rests, server, within=2)
 
     with_client(cancel)
 

@@ -1,17 +1,15 @@
 """What guidance in a part of the steps does to the miniature's pictures, read back, and what it saves.
 
-python -m tests.benchmarks.guidance [--out FOLDER] [--captions N]
+    python -m tests.benchmarks.guidance [--out FOLDER]
 
 A step without guidance takes one row of the MMDiT instead of two, half of its FLOPs. The pictures are those
 of held-out captions through Triton in FP16, 20 steps; the reader says what they show.
 """
 
-import argparse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from miniature.tasks import Task, scores, tasks
@@ -23,8 +21,10 @@ from quality.metrics import similarity
 from serve.client import Client
 from serve.inside.admission import guided_steps
 from serve.launcher import Ports, running
+from tests.benchmarks import pages
 
 STEPS = 20
+CAPTIONS = 96
 AT_ONCE = 4
 SHOWN = 5  # captions in the picture
 # The first is what the others are compared with; (1, 1) has no guidance at any step.
@@ -42,12 +42,9 @@ def flops(start: float, end: float, steps: int = STEPS) -> float:
 
 
 def main() -> None:
-    """Make the pictures, score them, write `guidance.md` and `guidance.png`."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guidance", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="default: %(default)s")
-    parser.add_argument("--captions", type=int, default=96, help="held-out captions (default: %(default)s)")
-    arguments = parser.parse_args()
-    work = tasks(arguments.captions)
+    """Make the pictures, score them, write the page's table and chart."""
+    given = pages.arguments("What guidance in a part of the steps does.").parse_args()
+    work = tasks(SHOWN + 1 if given.quick else CAPTIONS)
     made: dict[tuple[float, float], list[Any]] = {}
     layout = Layout("miniature")
     ports = Ports.free()
@@ -67,27 +64,23 @@ def main() -> None:
                 return image
 
             made[start, end] = list(pool.map(picture, work))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "guidance.md").write_text(page(made, work))
-    chart(made, work, arguments.out / "guidance.png")
-    print(f"{shown(arguments.out / 'guidance.md')}\n{shown(arguments.out / 'guidance.png')}")
+    parts = {"guidance": page_part(made, work), "machine": pages.machine()}
+    page = pages.fill(given.out, "guidance.md", parts)
+    chart(made, work, given.out / "guidance.png")
+    print(shown(page))
 
 
-def page(made: dict[tuple[float, float], list[Any]], work: list[Task]) -> str:
-    """The table, in Markdown."""
-    lines = [
-        "| guidance in the steps | MMDiT's FLOPs | right colour | right shape | both places | SSIM |",
-        "|---|---|---|---|---|---|",
-    ]
+def page_part(made: dict[tuple[float, float], list[Any]], work: list[Task]) -> str:
+    """The table: FLOPs, what is right in the pictures, and how far they are from full guidance."""
     whole = made[INTERVALS[0]]
+    rows = []
     for (start, end), pictures in made.items():
         found = scores(pictures, work)
         alike = np.mean([similarity(one, other) for one, other in zip(pictures, whole, strict=True)])
-        lines.append(
-            f"| {named(start, end)} | {flops(start, end):.2f} | {100 * found['colour']:.1f} % "
-            f"| {100 * found['shape']:.1f} % | {100 * found['both_places']:.1f} % | {alike:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
+        right = [f"{100 * found[what]:.1f} %" for what in ("colour", "shape", "both_places")]
+        rows.append((named(start, end), f"{flops(start, end):.2f}", *right, f"{alike:.3f}"))
+    heads = ["guided steps", "FLOPs", "right colour", "right shape", "both places", "SSIM"]
+    return pages.table(heads, rows)
 
 
 def named(start: float, end: float) -> str:
@@ -99,12 +92,10 @@ def named(start: float, end: float) -> str:
 
 def chart(made: dict[tuple[float, float], list[Any]], work: list[Task], path: Path) -> None:
     """A row of pictures for each interval of the strip."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(
-        len(STRIP), SHOWN, figsize=(1.75 * SHOWN + 2.2, 1.75 * len(STRIP)), layout="constrained"
-    )
+    figure = Figure(figsize=(1.75 * SHOWN + 2.2, 1.75 * len(STRIP)), layout="constrained")
+    axes = figure.subplots(len(STRIP), SHOWN)
     for row, interval in zip(axes, STRIP, strict=True):
         found = scores(made[interval], work)
         right = np.mean([found["colour"], found["shape"]])
@@ -122,7 +113,6 @@ def chart(made: dict[tuple[float, float], list[Any]], work: list[Task], path: Pa
         )
     figure.suptitle(f"Guidance in a part of the {STEPS} steps", fontsize=13)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":
