@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 _REBASED = np.float32(2.0**-112)  # FP32's exponent is biased by 127, FP16's by 15
 _SIGN, _INFINITY = 0x8000, 0x7C00
+_WIDENED = np.uint32(0x8FFFE000).view(np.int32)  # sign, exponent and fraction of a half, 13 bits up
 _TOO_LARGE = np.float32(65536)  # what FP16's infinities and NaNs become: the largest number is 65504
 
 
@@ -32,15 +33,12 @@ def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 
 def from_half(values: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """`values` in FP32, exactly; NaN becomes infinite."""
-    half = np.ascontiguousarray(values).view(np.uint16)
-    bits = half & np.uint16(0x7FFF)
-    wide = bits.astype(np.uint32)
-    wide <<= 13
-    floats = wide.view(np.float32)
+    bits = np.ascontiguousarray(values).view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= _WIDENED  # the sign was carried along, and stands in four bits
+    floats = bits.view(np.float32)
     floats *= 1 / _REBASED
-    if floats.size and floats.max() >= _TOO_LARGE:
+    if floats.size and max(floats.max(), -floats.min()) >= _TOO_LARGE:
         floats[floats >= _TOO_LARGE] = np.inf
-    signs = (half & np.uint16(_SIGN)).astype(np.uint32)
-    signs <<= 16
-    wide |= signs
+        floats[floats <= -_TOO_LARGE] = -np.inf
     return floats
