@@ -34,7 +34,7 @@ def test_a_stop_refuses_new_requests_and_finishes_those_that_run(build, fp8_repo
         Client(f"localhost:{ports.grpc}") as client,
     ):
         assert status(ports.http, "health/ready") == 200
-        small = {"height": 64, "width": 64, "steps": 100}
+        small = {"height": 64, "width": 64, "steps": 25}
         client.generate("a circle", steps=1)  # the client knows the model before it goes
         with ThreadPoolExecutor(3) as pool:
             stream = client.stream("a circle", seed=1, **small)
