@@ -23,6 +23,8 @@ STEP_TIMES ?=
 CACHE_PICTURES ?=
 # of the text encoders' answers and of such pictures: local, local:MIB or redis://HOST:PORT
 CACHE ?= local
+# what runs gets to finish once the server is told to stop
+GRACE_SECONDS ?= 30
 # more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
 # must be given to later commands too, or they remake it with the defaults
 ONNX_OPTIONS ?=
@@ -139,8 +141,8 @@ both-engines: engines # FP8 is judged beside FP16
 repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1): STEP_TIMES= CACHE_PICTURES=
 	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)
 
-serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT= CACHE=
-	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) --cache $(call quoted,CACHE) \
+serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT= CACHE= GRACE_SECONDS=
+	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) --cache $(call quoted,CACHE) --grace-seconds $(GRACE_SECONDS) \
 	--grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 
 generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= GUIDANCE_START= GUIDANCE_END= HEIGHT= WIDTH= TIMEOUT= PRIORITY_LEVEL= OUT=
