@@ -8,6 +8,8 @@ import grpc
 
 from mmdit.errors import DeadlineError, ServerError, UnavailableError
 
+# What a server that is drained says of its models, with the code NOT_FOUND, or in a stream with none.
+STOPPING = "has no available versions"
 # Seconds that the client waits beyond its time-out, so that the server's own message can arrive.
 GRACE = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 16.0  # seconds
@@ -65,7 +67,7 @@ class Patience:
         now, code, details = time.monotonic(), error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
             return UnavailableError(f"no server answers at {self._url}: start one with `make serve`")
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code is grpc.StatusCode.UNAVAILABLE or STOPPING in details:
             return UnavailableError(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(self._overdue())

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from tritonclient.grpc import InferResult, service_pb2
 
 from mmdit.errors import ServerError, UnavailableError
+from serve.patience import STOPPING
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ def picture_from(answer: service_pb2.ModelInferResponse, request: dict[str, Any]
     Raises ServerError for an answer without a picture.
     """
     result = InferResult(answer)
-    image = result.as_numpy("image")
+    image, seed, truncated = (result.as_numpy(name) for name in ("image", "used_seed", "truncated"))
     if image is None:
         raise ServerError(f"{answer.model_name} ended without a picture")
-    return Picture(
-        image=image,
-        seed=int(result.as_numpy("used_seed")[0]),
-        truncated=bool(result.as_numpy("truncated")[0]),
-        request=request,
-    )
+    if seed is None or truncated is None:
+        raise ServerError(
+            f"{answer.model_name} gave the picture without its seed: Triton's cache holds what another client "
+            "asked for; all clients of a server with cached pictures should ask for every output"
+        )
+    return Picture(image=image, seed=int(seed[0]), truncated=bool(truncated[0]), request=request)
 
 
 def progress_from(answer: service_pb2.ModelStreamInferResponse) -> Progress:
@@ -76,7 +77,7 @@ def progress_from(answer: service_pb2.ModelStreamInferResponse) -> Progress:
     Triton 2.51 tells a stream of these by a message, without gRPC's code.
     """
     if answer.error_message:
-        stopping = "has no available versions" in answer.error_message
+        stopping = STOPPING in answer.error_message
         raise (UnavailableError if stopping else ServerError)(answer.error_message)
     result = InferResult(answer.infer_response)
     step, steps, sigma = (result.as_numpy(name)[0] for name in ("step", "steps", "sigma"))

@@ -167,10 +167,17 @@ class Failed(grpc.RpcError):
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineError),
         (grpc.StatusCode.CANCELLED, ServerError),
         (grpc.StatusCode.INVALID_ARGUMENT, ServerError),
+        (grpc.StatusCode.NOT_FOUND, ServerError),
     ],
 )
 def test_an_error_is_of_the_kind_that_says_what_to_do(code, kind):
     assert type(Patience("server", timeout=5).error(Failed(code))) is kind
+
+
+def test_a_server_that_is_drained_may_be_asked_again():
+    """Or another one of its kind."""
+    drained = Failed(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'x' has no available versions")
+    assert type(Patience("server", timeout=5).error(drained)) is UnavailableError
 
 
 def test_a_request_that_the_server_ended_in_time_is_a_deadline_error():
