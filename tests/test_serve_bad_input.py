@@ -1,5 +1,5 @@
-"""What reads a request, before tensors by the thousand: a request as it should be, or an error that names what
-is wrong with it; never another exception, and never long at it.
+"""What reads a request, before tensors by the thousand: a request as it should be, or an error that names
+what is wrong with it; never another exception, and never long at it.
 """
 
 import json
@@ -68,7 +68,7 @@ def scalar(name):
 
 
 def text(width):
-    """Rows of text as the encoders give them, or not: none, too many, not finite, of another rank or dtype."""
+    """Rows of text as the encoders give them, or none, too many, not finite, of another rank or dtype."""
     shape = st.integers(0, 4).map(lambda rows: (rows, *width))
     values = st.sampled_from([0.0, 1.0, float("nan"), float("inf")])
     right = st.builds(lambda shape, value: np.full(shape, value, np.float16), shape, values)

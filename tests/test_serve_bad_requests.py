@@ -19,8 +19,8 @@ EXAMPLES |= {"prompt_encoder": 50, "picture": 60, "mmdit": 60, "vae_decoder": 60
 # Whose errors are an engine's, which knows nodes of a graph and no names of inputs.
 ENGINES = ("mmdit", "vae_decoder", "clip_l", "t5")
 SIZE = {"h": 8, "w": 8, "H": 64, "W": 64, "r": 1}
-# Of elements, not of bytes in 64 bits: Triton 2.51 takes a product that wraps round to 0 for an empty tensor, and
-# the model's process dies of it (mended upstream in May 2025, server #8182).
+# Not so many that their bytes wrap round 64 bits: Triton 2.51 takes that for an empty tensor, and the model's
+# process dies of it (mended upstream in May 2025, github.com/triton-inference-server/server/pull/8182).
 HUGE = (1000, 2**20, 2**31 - 1)
 # Triton 2.51 of an ensemble's request without its prompt and with other inputs: it counts them.
 NO_PROMPT = "at least one output is not set"

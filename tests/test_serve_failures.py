@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from failing_repository import FAILURES, FailingRepository

@@ -20,7 +20,7 @@ def connect(server: Any) -> triton.InferenceServerClient:
 
 
 def tensors(**given: Any) -> list[triton.InferInput]:
-    """A request's tensors: of a prompt, and of whole numbers, as the contract has them; arrays as they are."""
+    """A request's tensors: a prompt's and whole numbers', as the contract has them; arrays as they are."""
     inputs = []
     for name, value in given.items():
         if isinstance(value, str):
