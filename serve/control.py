@@ -20,7 +20,7 @@ class ModelControl:
 
     def __init__(self) -> None:
         secret = secrets.token_hex(16)
-        restricted = f"model-repository:{_KEY}={secret}"
+        restricted = f"model-repository,logging,trace,shared-memory:{_KEY}={secret}"
         self._headers = {f"triton-grpc-protocol-{_KEY}": secret}
         self.options = [
             "--model-control-mode=explicit",

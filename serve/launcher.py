@@ -162,18 +162,22 @@ class Server:
             return None
         deadline = time.monotonic() + grace
         url = f"{self._address}:{self.ports.grpc}"
-        try:
-            self._control.unload(url)
-            self._models = {key: name for key, name in self._models.items() if name not in SERVED}
-            while not self._control.unloaded(url):
-                if failure := self.failure():
-                    return failure
-                if time.monotonic() > deadline:
-                    return f"they were still running after {grace:g} s"
-                time.sleep(0.1)
-        except triton.InferenceServerException as error:
-            return self.failure() or first_line(error)
-        return None
+        reason = f"they were still running after {grace:g} s"
+        asked = False
+        while time.monotonic() <= deadline:
+            if failure := self.failure():
+                return failure
+            try:
+                if not asked:
+                    self._control.unload(url)
+                    asked = True
+                    self._models = {key: name for key, name in self._models.items() if name not in SERVED}
+                if self._control.unloaded(url):
+                    return None
+            except triton.InferenceServerException as error:  # a slow answer is no reason to cut them off
+                reason = first_line(error)
+            time.sleep(0.1)
+        return reason
 
     def stop(self) -> None:
         """End the server, with what it still does; kills it when it does not obey."""
@@ -185,8 +189,9 @@ class Server:
 
     def kill(self) -> None:
         """End the server at once, and remove the shared memory that a killed Triton leaves behind."""
-        left = self._regions | processes.regions(self._process.pid)
+        left = self._regions
         if self._process.poll() is None:
+            left |= processes.regions(self._process.pid)
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         for path in left:

@@ -64,8 +64,8 @@ def picture_from(answer: service_pb2.ModelInferResponse, request: dict[str, Any]
         raise ServerError(f"{answer.model_name} ended without a picture")
     if seed is None or truncated is None:
         raise ServerError(
-            f"{answer.model_name} gave the picture without its seed: Triton's cache holds what another client "
-            "asked for; all clients of a server with cached pictures should ask for every output"
+            f"{answer.model_name} gave the picture without its seed: Triton's cache holds what another "
+            "client asked for; all clients of a server with cached pictures should ask for every output"
         )
     return Picture(image=image, seed=int(seed[0]), truncated=bool(truncated[0]), request=request)
 

@@ -191,8 +191,8 @@ def test_measured_times_bound_the_rows_of_a_shared_call(settings):
     ]
     limits = Limits.from_settings(settings | {"step_times": times}, max_steps=200)
     assert limits.max_rows(64, 80) == Limits.from_settings(settings, max_steps=200).max_rows(64, 80) == 16
-    assert limits.max_rows(256, 240) == 2
-    assert limits.max_rows(192, 256) == 2
+    assert limits.max_rows(256, 240) == 1
+    assert limits.max_rows(192, 256) == 1
     alone = Limits.from_settings(settings | {"step_times": times[1:]}, max_steps=200)
     assert alone.max_rows(64, 64) == alone.max_rows(128, 128) == alone.max_rows(176, 256) == 16
 

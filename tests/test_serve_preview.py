@@ -9,7 +9,7 @@ import pytest
 from serve.inside.denoise import sigmas_for
 from serve.inside.limits import RequestError
 from serve.inside.preview import PROJECTION, predicted, projected, read_projection
-from serve.inside.reports import Reports, TimeOut, passed_on
+from serve.inside.reports import LOOK, Reports, TimeOut, passed_on
 from serve.inside.schedule import Expired
 
 SIGMAS = sigmas_for(20, 3.0, 1000)
@@ -84,9 +84,9 @@ def test_only_a_priority_is_passed_on():
 
 def test_a_time_out_says_what_is_left_and_when_it_has_passed():
     """In microseconds, as Triton gives and takes it; 0 is none, and never passes."""
-    assert TimeOut(0).left(1, 20) == 0
-    assert 0 < TimeOut(5_000_000).left(1, 20) <= 5_000_000
+    assert TimeOut(0).turn(1, 20) == TimeOut(5_000_000).turn(1, 20) == LOOK
+    assert 0 < TimeOut(200_000).turn(1, 20) <= 200_000
     short = TimeOut(1500)
     time.sleep(0.002)
     with pytest.raises(Expired, match=r"time-out of 0\.0015 seconds has passed before step 3 of 20"):
-        short.left(3, 20)
+        short.turn(3, 20)

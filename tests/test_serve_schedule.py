@@ -181,7 +181,7 @@ def test_closing_ends_what_is_unfinished():
     go_on.set()
     thread.join(10)
     assert not thread.is_alive()
-    assert isinstance(ended[0], Cancelled)
+    assert isinstance(ended[0], Full)
     with pytest.raises(Full, match="stopping"):
         scheduler.submit(request())
 

@@ -118,6 +118,7 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     if latents is None:
         size = (height // limits.pixels_per_latent, width // limits.pixels_per_latent)
         latents = noise_from_seed(seed, (limits.channels, *size))
+    streamed = 0 < arrival <= time.monotonic_ns() <= arrival + OLDEST_ARRIVAL
     return Denoising(
         latents=latents.astype(np.float32),
         context=context,
@@ -130,5 +131,6 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         step=begin,
         end=end,
         guided=guided,
-        arrival=arrival if 0 <= time.monotonic_ns() - arrival <= OLDEST_ARRIVAL else 0,
+        arrival=arrival if streamed else 0,
+        streamed=streamed,
     )

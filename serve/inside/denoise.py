@@ -47,9 +47,10 @@ class Denoising:
     the prompt's alone. `max_rows`: the most rows of a call that it shares.
 
     Requests go by `priority` (lower first) and `arrival` (ns of this machine's monotonic clock; 0: when they
-    are submitted). At `deadline` (of the same clock; 0: none) the work ends. `is_cancelled` is asked before
-    each step; `on_end` is called once, with None or the error. `ready`: since when it waits for its next step
-    (seconds of time.perf_counter; the scheduler's).
+    are submitted). At `deadline` (of the same clock; 0: none) the work ends. `streamed`: a part of a picture
+    whose other parts come with the same arrival. `is_cancelled` is asked before each step; `on_end` is called
+    once, with None or the error. The scheduler's, in seconds of time.perf_counter: `ready`, since when it
+    waits for its next step, and `asked`, when it was last asked whether it was cancelled.
     """
 
     latents: npt.NDArray[np.float32]
@@ -66,7 +67,9 @@ class Denoising:
     arrival: int = 0
     deadline: int = 0
     priority: int = 0
+    streamed: bool = False
     ready: float = 0.0
+    asked: float = 0.0
     is_cancelled: Callable[[], bool] = field(default=lambda: False)
     on_end: Callable[["Denoising", Exception | None], None] = field(default=lambda _, __: None)
 
@@ -97,6 +100,11 @@ class Denoising:
     def finished(self) -> bool:
         """Whether the last step asked for is done."""
         return self.step >= self.end
+
+    @property
+    def continues(self) -> bool:
+        """Whether another part of the same picture will follow it."""
+        return self.streamed and self.end < len(self.sigmas) - 1
 
     @property
     def fault(self) -> Exception | None:

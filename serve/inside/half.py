@@ -15,7 +15,10 @@ _TOO_LARGE = np.float32(65536)  # what FP16's infinities and NaNs become: the la
 
 
 def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """`values` in FP16, rounded to nearest, halves to even; what FP16 does not hold, NaN too, is infinite."""
+    """`values` in FP16, rounded to nearest, halves to even; what FP16 does not hold, NaN too, is infinite.
+
+    Below 2^-14, where FP16 has fewer digits, a half may be rounded to the other side.
+    """
     moved = np.abs(values)
     moved *= _REBASED
     bits = moved.view(np.uint32)

@@ -115,6 +115,8 @@ class LoopMetrics:
 
     def ended(self, request: Denoising, error: Exception | None) -> None:
         """A request has left the loop; one that a later request continues has not ended for an operator."""
+        if isinstance(error, Expired) and request.streamed:
+            return  # the stream's to tell: it looks after its client, and asks again
         if error is not None:
             self.rejected(error)
         elif request.end == len(request.sigmas) - 1:

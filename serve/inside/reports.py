@@ -12,6 +12,8 @@ from .fields import flag, whole
 from .limits import RequestError
 from .schedule import Expired
 
+LOOK = 500_000  # microseconds
+
 
 @dataclass(frozen=True)
 class Reports:
@@ -64,13 +66,16 @@ class TimeOut:
         self._seconds = timeout / 1e6
         self._end = deadline_in(timeout)
 
-    def left(self, step: int, steps: int) -> int:
-        """What is left of it, microseconds, or 0 without one. Raises Expired naming `step`, which is next."""
+    def turn(self, step: int, steps: int) -> int:
+        """Microseconds to wait for `step`, which is next, before one looks whether the client is still there.
+
+        Raises Expired naming the step when no time is left.
+        """
         if not self._end:
-            return 0
+            return LOOK
         left = (self._end - time.monotonic_ns()) // 1000
         if left <= 0:
             raise Expired(
                 f"the time-out of {self._seconds:g} seconds has passed before step {step} of {steps}"
             )
-        return left
+        return min(left, LOOK)

@@ -9,7 +9,8 @@ along only in what rows it leaves.
 
 Up to `calls` engine calls are in flight at once, so that the server's own work hides behind the engine's.
 A size gets a second call only when its first one is full: a request that came meanwhile joins at the next
-step, and loops do not fall apart into half-empty calls.
+step, and loops do not fall apart into half-empty calls. For the same reason a call waits a little for a
+stream's next part: a stream asks for one step after the other, and is back within milliseconds.
 """
 
 import itertools
@@ -24,6 +25,9 @@ import numpy.typing as npt
 from .denoise import Denoising
 
 Half = npt.NDArray[np.float16]
+HOLD = 0.02  # seconds that a call is held up for a stream's next part, which is on its way
+KEPT = 1.0  # seconds that a stream's place is kept for it
+ASKED = 0.25  # seconds after which a request that is not yet in a call is asked whether it was cancelled
 
 
 class Engine(Protocol):
@@ -72,25 +76,29 @@ class StepScheduler:
         self._turn = itertools.count()
         self._waiting: dict[Denoising, tuple[int, int]] = {}  # admitted, in no call → priority, arrival
         self._flying: dict[Denoising, tuple[int, int]] = {}  # in a call
+        self._parked: dict[int, Denoising] = {}  # arrival → a stream's part that ended, until the next comes
         self._turns: dict[tuple[int, ...], int] = {}  # a size → the turn of its last call
         self._changed = threading.Condition()
         self._asking = threading.RLock()  # held while a request is asked whether it was cancelled
         self._closed = False
-        self._joined: dict[tuple[tuple[int, int], ...], Any] = {}  # requests of a call → its constants
+        self._constants: dict[tuple[tuple[int, int], ...], Any] = {}  # texts of a call → what the engine made
 
     def submit(self, request: Denoising) -> None:
-        """Admit a request; it joins at the next step. Raises Full."""
+        """Admit a request; it joins at the next step. Raises Full, but not for a picture that has begun."""
         refused = None
         with self._changed:
-            held = len(self._waiting) + len(self._flying)
+            before = self._parked.pop(request.arrival, None)
+            if before is not None:  # its text is known, and so is what the engine made of it
+                request.context, request.pooled = before.context, before.pooled
+            held = len(self._waiting) + len(self._flying) + len(self._kept(KEPT))
             if self._closed:
                 refused = Full("the server is stopping")
-            elif held >= self._max_requests:
+            elif held >= self._max_requests and before is None and request.begin == 0:
                 refused = Full(f"{held} requests are being denoised already: try again later")
             else:
                 request.ready = time.perf_counter()
                 request.arrival = request.arrival or time.monotonic_ns()
-                self._waiting[request] = (request.priority, request.arrival)
+                self._waiting[request] = _place(request)
                 self._changed.notify_all()
         if refused is not None:
             self._tell("ended", request, refused)
@@ -100,14 +108,14 @@ class StepScheduler:
         """Latents' (height, width) → requests that wait for their first step, and that have begun."""
         counts: dict[tuple[int, ...], tuple[int, int]] = {}
         with self._changed:
-            for request in (*self._waiting, *self._flying):
-                begun = request in self._flying or request.step > request.begin
+            for request in (*self._waiting, *self._flying, *self._kept(KEPT)):
+                begun = request in self._flying or request.step > 0
                 waiting, active = counts.get(request.size[1:], (0, 0))
                 counts[request.size[1:]] = (waiting + (not begun), active + begun)
         return counts
 
     def run(self) -> None:
-        """Step until `close`; what is still unfinished then ends with Cancelled."""
+        """Step until `close`; what is still unfinished then ends with Full, as what comes too late does."""
         threads = [
             threading.Thread(target=self._work, name=f"steps {number}") for number in range(self._calls)
         ]
@@ -116,7 +124,7 @@ class StepScheduler:
         for thread in threads:
             thread.join()
         for request in list(self._waiting):
-            self._end(request, Cancelled("the server is stopping"))
+            self._end(request, Full("the server is stopping"))
 
     def close(self) -> None:
         """Admit nothing more and let `run` return."""
@@ -134,7 +142,7 @@ class StepScheduler:
         queued = max(0.0, taken - min(request.ready for request in call))
         try:
             latent, timestep = _stacked(call)
-            constants = self._constants(call)
+            constants = self._constants_of(call)
             asked = time.perf_counter()
             velocity = self._engine(latent, timestep, constants)
             answered = time.perf_counter()
@@ -149,7 +157,9 @@ class StepScheduler:
 
     def take(self) -> list[Denoising]:
         """Choose the requests of a call and mark them as in flight; none when it is better to wait."""
-        self._drop_ended()
+        with self._changed:
+            likely = self._chosen()
+        self._drop_ended(likely)
         with self._changed:
             call = self._chosen()
             for request in call:
@@ -179,21 +189,28 @@ class StepScheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._chosen())
+                self._changed.wait_for(lambda: self._closed or self._chosen(), HOLD if self._parked else None)
                 if self._closed:
                     return
             self.step()
 
-    def _drop_ended(self) -> None:
-        """End what waits for nobody: requests whose clients have cancelled them or gave them no more time."""
+    def _drop_ended(self, likely: list[Denoising]) -> None:
+        """End what waits for nobody: requests whose clients have cancelled them or gave them no more time.
+
+        To ask is a round trip to the server: the likely ones of the next call are asked each time, the others
+        now and then.
+        """
+        now = time.perf_counter()
         with self._changed:
             waiting = list(self._waiting)
         for request in waiting:
             reason = None
             try:
                 with self._asking:
-                    if request in self._waiting and request.is_cancelled():
-                        reason = Cancelled("cancelled by the client")
+                    if request in self._waiting and (request in likely or now - request.asked > ASKED):
+                        request.asked = now
+                        if request.is_cancelled():
+                            reason = Cancelled("cancelled by the client")
             except Exception:  # whatever happens to one request, the loop goes on for the others
                 reason = Cancelled("cancelled by the client")
                 traceback.print_exc()
@@ -209,8 +226,12 @@ class StepScheduler:
     def _chosen(self) -> list[Denoising]:
         """The requests of the next call; none when there is nothing to call, or it is better to wait."""
         order = sorted(self._waiting, key=self._waiting.__getitem__)
-        if not any(request.shares for request in (*order, *self._flying)):
-            return _filled(order, order[0].size) if order and not self._flying else []  # a queue
+        returning = self._kept(HOLD)
+        if not any(request.shares for request in (*order, *self._flying)):  # a queue
+            first = min((_place(each) for each in returning), default=None)
+            if not order or self._flying or (first is not None and first < self._waiting[order[0]]):
+                return []
+            return _filled(order, order[0].size)
         flying: dict[tuple[int, ...], int] = {}
         for request in self._flying:
             flying[request.size] = flying.get(request.size, 0) + request.rows
@@ -222,30 +243,40 @@ class StepScheduler:
             for size, front in fronts.items()
             if size not in flying or (front.shares and flying[size] + front.rows > front.max_rows)
         ]
+        for request in returning:
+            rows = sum(each.rows for each in order if each.size == request.size)
+            if request.size in free and rows + request.rows <= request.max_rows:
+                free.remove(request.size)
         if not free:
             return []
-        first = min(free, key=lambda size: (fronts[size].priority, self._turns.get(size, -1)))
-        return _filled(order, first)
+        return _filled(order, min(free, key=lambda size: (fronts[size].priority, self._turns.get(size, -1))))
 
-    def _constants(self, call: list[Denoising]) -> Any:
+    def _kept(self, seconds: float) -> list[Denoising]:
+        """Streams' parts that ended at most so long ago, whose next parts have not come yet."""
+        now = time.perf_counter()
+        for arrival in [key for key, each in self._parked.items() if now - each.ready > KEPT]:
+            self._forget([self._parked.pop(arrival)])
+        return [each for each in self._parked.values() if now - each.ready <= seconds]
+
+    def _constants_of(self, call: list[Denoising]) -> Any:
         """The engine's constants of the call, kept while the same requests stay together."""
-        members = tuple((id(request), request.rows) for request in call)
+        members = tuple((id(request.context), request.rows) for request in call)
         with self._changed:
-            joined = self._joined.get(members)
-        if joined is None:
+            constants = self._constants.get(members)
+        if constants is None:
             contexts, pooleds = zip(*(request.text for request in call), strict=True)
-            joined = self._engine.constants(_joined(contexts), _joined(pooleds))
+            constants = self._engine.constants(_joined(contexts), _joined(pooleds))
             with self._changed:
                 self._forget(call)
-                self._joined[members] = joined
-        return joined
+                self._constants[members] = constants
+        return constants
 
     def _forget(self, requests: list[Denoising]) -> None:
         """Drop the constants of calls that one of the requests was in; an id may be used again."""
-        gone = {id(request) for request in requests}
-        self._joined = {
-            members: joined
-            for members, joined in self._joined.items()
+        gone = {id(request.context) for request in requests}
+        self._constants = {
+            members: constants
+            for members, constants in self._constants.items()
             if gone.isdisjoint(member for member, _ in members)
         }
 
@@ -253,7 +284,11 @@ class StepScheduler:
         with self._changed:
             self._waiting.pop(request, None)
             self._flying.pop(request, None)
-            self._forget([request])
+            if request.continues and (error is None or isinstance(error, Expired)):
+                request.ready = time.perf_counter()
+                self._parked[request.arrival] = request
+            else:
+                self._forget([request])
             self._changed.notify_all()
         with self._asking:  # who asks now has its answer before the request's own ends what it asks
             pass
@@ -272,12 +307,16 @@ class StepScheduler:
             traceback.print_exc()
 
 
+def _place(request: Denoising) -> tuple[int, int]:
+    return request.priority, request.arrival
+
+
 def _filled(order: list[Denoising], size: tuple[int, ...]) -> list[Denoising]:
-    """The first requests of a size, in `order`, that fit into one call."""
+    """The first request of a size, in `order`, and those after it that fit into one call with it."""
     call: list[Denoising] = []
     rows = 0
     for request in order:
-        if request.size == size and rows + request.rows <= request.max_rows:
+        if request.size == size and (not call or rows + request.rows <= request.max_rows):
             call.append(request)
             rows += request.rows
     return call

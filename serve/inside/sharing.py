@@ -24,7 +24,8 @@ def rows_worth(table: Mapping[int, float], most: int, gain: float = GAIN) -> int
     """The most rows, up to `most`, of which each pair saves `gain` of the time that it would take alone.
 
     A pair of rows is a request with guidance. With 20 + 2 r ms another pair costs 4 ms in place of 24; with
-    19.4 r ms it saves nothing, and calls are not shared. One entry tells nothing: then all rows are worth it.
+    19.4 r ms it saves nothing, and calls are not shared: 2, or 1 where not even requests without guidance,
+    which take one row, save anything together. One entry tells nothing: then all rows are worth it.
     """
     if len(table) < 2:
         return most
@@ -33,4 +34,6 @@ def rows_worth(table: Mapping[int, float], most: int, gain: float = GAIN) -> int
         if milliseconds_of(table, rows + 2) - milliseconds_of(table, rows) > (1 - gain) * alone:
             break
         rows += 2
+    if rows == 2 and alone - milliseconds_of(table, 1) > (1 - gain) * milliseconds_of(table, 1):
+        return 1
     return most if rows + 1 == most and rows > 2 else min(rows, most)

@@ -32,7 +32,7 @@ class TritonPythonModel:
         self.model = triton.Model(args)
         policy = {name: int(value) for name, value in self.model.parameters.items()}
         self.limits = Limits.from_settings(self.model.settings, policy["max_steps"])
-        self.default_priority = policy["default_priority_level"]
+        self.default_priority = priority_of("{}", policy["default_priority_level"])
         self.metrics = LoopMetrics(self.limits)
         self.scheduler = StepScheduler(Engine(), policy["max_requests"], observer=self.metrics)
         self.publisher = Publisher(lambda: self.metrics.read(self.scheduler.held()), pb_utils.MetricFamily)

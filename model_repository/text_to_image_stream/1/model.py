@@ -4,6 +4,7 @@ Decoupled, over the same models; between two steps it looks whether the client h
 cancellation does not reach a decoupled model inside an ensemble, hence BLS.)
 """
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -88,21 +89,22 @@ class TritonPythonModel:
         before, latents, seed, sigmas = None, inputs.get("latents"), None, None
         # A step at a time, whatever is reported, so that a client that cancels frees its place within one.
         for step in range(max(steps, 1)):  # at least once: the denoiser refuses what is wrong
-            if sender.is_cancelled():
-                raise Cancelled(f"cancelled by the client before step {step + 1} of {steps}")
-            segment = {"begin": triton.one(step, np.int32), "end": triton.one(min(step + 1, steps), np.int32)}
-            try:
-                state = triton.call(
-                    "denoiser",
-                    segment | ({} if latents is None else {"latents": latents}),
-                    ["latents", "used_seed"],
-                    constants=constants,
-                    timeout=time_out.left(step + 1, steps),
-                    parameters=parameters,
-                )
-            except Expired:
-                time_out.left(step + 1, steps)  # its own message says nothing of the whole
-                raise
+            part = {"begin": triton.one(step, np.int32), "end": triton.one(min(step + 1, steps), np.int32)}
+            part |= {} if latents is None else {"latents": latents}
+            state = None
+            while state is None:  # it may be long before its turn comes
+                if sender.is_cancelled():
+                    raise Cancelled(f"cancelled by the client before step {step + 1} of {steps}")
+                turn = time_out.turn(step + 1, steps)
+                with contextlib.suppress(Expired):
+                    state = triton.call(
+                        "denoiser",
+                        part,
+                        ["latents", "used_seed"],
+                        constants=constants,
+                        timeout=turn,
+                        parameters=parameters,
+                    )
             before, latents, done = latents, state["latents"], step + 1
             if step == 0:
                 seed = state["used_seed"]
