@@ -8,9 +8,9 @@ import pytest
 import tritonclient.grpc as triton
 from prometheus_scrape import scrape, value
 from stand_in_engine import Engine, request
+from triton_requests import tensors
 
 from mmdit.errors import ServerError
-from serve.client import Client
 from serve.inside.limits import Limits, RequestError
 from serve.inside.metrics import (
     DURATION,
@@ -171,19 +171,18 @@ def test_a_server_counts_its_requests_steps_and_rows(server, client):
     assert value(after, "denoiser_requests") == 0
 
 
-def test_a_server_counts_how_requests_end(server, client):
+def test_a_server_counts_how_requests_end(server, client, connection):
     """Malformed, expired, more than the loop holds, cancelled in it; a stream that its client leaves."""
-    most = int(client._client.get_model_config("denoiser").config.parameters["max_requests"].string_value)
+    most = int(connection.get_model_config("denoiser").config.parameters["max_requests"].string_value)
     before = settled(server)
     with pytest.raises(ServerError, match="height is 100"):
         client.generate("a circle", height=100)
-    inputs = client._tensors("text_to_image", {"prompt": "a circle", "steps": 200})
     with pytest.raises(triton.InferenceServerException):
-        client._client.infer("text_to_image", inputs, timeout=50_000)
+        connection.infer("text_to_image", tensors(prompt="a circle", steps=200), timeout=50_000)
     assert len(list(client.stream("a circle", steps=3))) == 4
     for _ in client.stream("a circle", steps=30):
         break
-    errors = flood(client, most + 2)
+    errors = flood(connection, most + 2)
     assert sum("try again later" in str(error) for error in errors) == 2
     after = settled(server)
 
@@ -201,16 +200,22 @@ def test_a_server_counts_how_requests_end(server, client):
     assert value(after, "denoiser_requests") == 0
 
 
-def flood(client: Client, count: int) -> list[Exception]:
+@pytest.fixture
+def connection(server):
+    """A Triton client of the server."""
+    with triton.InferenceServerClient(f"localhost:{server.ports.grpc}") as connected:
+        yield connected
+
+
+def flood(connection: triton.InferenceServerClient, count: int) -> list[Exception]:
     """Requests of more steps than there is time for, cancelled once all are answered or in the loop."""
-    signature = client._client.get_model_metadata("denoiser", as_json=True)
+    signature = connection.get_model_metadata("denoiser", as_json=True)
     dims = {each["name"]: [int(dim) for dim in each["shape"]] for each in signature["inputs"]}
     values = {name: np.zeros((2, *dims[name][1:]), np.float16) for name in ("context", "pooled")}
-    sizes = {"height": np.array([64], np.int32), "width": np.array([64], np.int32)}
-    inputs = client._tensors("denoiser", values | sizes | {"steps": 200})
+    inputs = tensors(**values, height=64, width=64, steps=200)
     errors: list[Exception] = []
     calls = [
-        client._client.async_infer("denoiser", inputs, lambda result, error: errors.append(error))
+        connection.async_infer("denoiser", inputs, lambda result, error: errors.append(error))
         for _ in range(count)
     ]
     deadline = time.monotonic() + 20

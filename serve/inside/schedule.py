@@ -25,8 +25,8 @@ import numpy.typing as npt
 from .denoise import Denoising
 
 Half = npt.NDArray[np.float16]
-HOLD = 0.02  # seconds that a call is held up for a stream's next part, which is on its way
-KEPT = 1.0  # seconds that a stream's place is kept for it
+HOLD = 0.02  # seconds that a stream's place is kept for its next part, which is on its way
+KEPT = 1.0  # seconds that its text is kept for it
 ASKED = 0.25  # seconds after which a request that is not yet in a call is asked whether it was cancelled
 
 
@@ -90,7 +90,7 @@ class StepScheduler:
             before = self._parked.pop(request.arrival, None)
             if before is not None:  # its text is known, and so is what the engine made of it
                 request.context, request.pooled = before.context, before.pooled
-            held = len(self._waiting) + len(self._flying) + len(self._kept(KEPT))
+            held = len(self._waiting) + len(self._flying) + len(self._kept(HOLD))
             if self._closed:
                 refused = Full("the server is stopping")
             elif held >= self._max_requests and before is None and request.begin == 0:
@@ -108,7 +108,7 @@ class StepScheduler:
         """Latents' (height, width) → requests that wait for their first step, and that have begun."""
         counts: dict[tuple[int, ...], tuple[int, int]] = {}
         with self._changed:
-            for request in (*self._waiting, *self._flying, *self._kept(KEPT)):
+            for request in (*self._waiting, *self._flying, *self._kept(HOLD)):
                 begun = request in self._flying or request.step > 0
                 waiting, active = counts.get(request.size[1:], (0, 0))
                 counts[request.size[1:]] = (waiting + (not begun), active + begun)
