@@ -1,8 +1,6 @@
 """What a server needs beyond its engines: computed shared memory beside a real server's, and its sizes."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from test_serve_repository import large  # noqa: F401  (a fixture)
@@ -11,6 +9,7 @@ from mmdit.artifact import read_manifest
 from mmdit.shapes import NAMES, shape_set
 from serve.client import Client
 from serve.launcher import Ports, running
+from serve.processes import regions
 from serve.server_memory import MIB, cuda_pool, shared_memory
 
 MANY = {"requests": 64, "streams": 16}  # the policies of model_repository/
@@ -18,13 +17,7 @@ MANY = {"requests": 64, "streams": 16}  # the policies of model_repository/
 
 def in_use(server) -> int:
     """The bytes of all shared-memory regions that the server's model processes have mapped."""
-    regions = {
-        line.split()[-1]
-        for process in server._model_processes()
-        for line in Path(f"/proc/{process}/maps").read_text().splitlines()
-        if "/dev/shm/" in line
-    }
-    return sum(os.stat(region).st_size for region in regions)
+    return sum(region.stat().st_size for region in regions(server._process.pid))
 
 
 def test_a_real_server_stays_within_the_computed_shared_memory(fp16_repository, tmp_path):
