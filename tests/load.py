@@ -44,21 +44,6 @@ def near(image: Any, other: Any) -> float:
     return float(np.mean(np.abs(image.astype(int) - other) <= NEAR))
 
 
-def asks_of(pool: list[dict[str, Any]], count: int, random_: random.Random) -> list[Ask]:
-    """`count` requests drawn from the pool."""
-    asks = []
-    for _ in range(count):
-        alone, streamed, fate = random_.randrange(len(pool)), random_.random() < 0.5, random_.random()
-        left, wrong, options = None, None, pool[alone]
-        if fate < LEFT:
-            left = random_.random()
-        elif fate < LEFT + MALFORMED:
-            given, wrong = random_.choice(WRONG)
-            options = options | given
-        asks.append(Ask(options, alone, streamed, left, wrong))
-    return asks
-
-
 @dataclass
 class Report:
     """What became of a load: seconds of each answered request, what went wrong, the server by quarters."""

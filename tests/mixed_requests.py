@@ -69,3 +69,18 @@ def nudged(request: dict[str, Any]) -> dict[str, Any]:
     nudge = 1 + NUDGE * np.random.default_rng(seed).standard_normal(noise.shape)
     rest = {name: value for name, value in request.items() if name != "seed"}
     return rest | {"latents": (noise * nudge).astype(np.float32)}
+
+
+def asks_of(pool: list[dict[str, Any]], count: int, random_: random.Random) -> list[Ask]:
+    """`count` requests drawn from the pool."""
+    asks = []
+    for _ in range(count):
+        alone, streamed, fate = random_.randrange(len(pool)), random_.random() < 0.5, random_.random()
+        left, wrong, options = None, None, pool[alone]
+        if fate < LEFT:
+            left = random_.random()
+        elif fate < LEFT + MALFORMED:
+            given, wrong = random_.choice(WRONG)
+            options = options | given
+        asks.append(Ask(options, alone, streamed, left, wrong))
+    return asks
