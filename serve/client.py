@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serve.patience import Patience
 from serve.picture import Picture, Progress, picture_from, progress_from
-from serve.request import CHANNEL_OPTIONS, MODEL, STREAM, STREAM_METADATA, ServedModel
+from serve.request import CHANNEL_OPTIONS, MODEL, STREAM, ServedModel
 
 __all__ = ["Client", "Picture", "Progress"]
 
@@ -105,12 +105,14 @@ class Client:
             message = self._model(STREAM, patience).message(
                 values | reports, seconds=patience.seconds, priority_level=priority_level
             )
-            call = self._server.ModelStreamInfer(
-                iter([message]), timeout=patience.wait, metadata=STREAM_METADATA
-            )
-            answer = service_pb2.ModelStreamInferResponse()
+            call = self._server.ModelStreamInfer(iter([message]), timeout=patience.wait)
+            answer, error = service_pb2.ModelStreamInferResponse(), ""
             for answer in call:
+                if error := error or answer.error_message:
+                    continue  # to the end: Triton 2.51 keeps a stream that is cancelled while it ends
                 yield progress_from(answer)
+            if error:
+                raise patience.stream_error(error)
             yield picture_from(answer.infer_response, told)
         except grpc.RpcError as error:
             raise patience.error(error) from None

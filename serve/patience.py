@@ -12,6 +12,13 @@ from mmdit.errors import DeadlineError, ServerError, UnavailableError
 STOPPING = "has no available versions"
 # Seconds that the client waits beyond its time-out, so that the server's own message can arrive.
 GRACE = 1.0
+# The kinds of the served models' errors (serve/inside/triton.py).
+_KINDS: dict[str, type[ServerError]] = {
+    "[Full]": UnavailableError,
+    "[Expired]": DeadlineError,
+    "[Cancelled]": ServerError,
+    "[RequestError]": ServerError,
+}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 16.0  # seconds
 
 
@@ -74,6 +81,13 @@ class Patience:
         if code is grpc.StatusCode.CANCELLED and self._deadline is not None and self._deadline <= now:
             return DeadlineError(details)
         return ServerError(details)
+
+    def stream_error(self, message: str) -> ServerError:
+        """What the message of a stream's error means, which ends with the error's kind where it has one."""
+        told, _, kind = message.rpartition(" ")
+        if kind in _KINDS:
+            return _KINDS[kind](told)
+        return (UnavailableError if STOPPING in message else ServerError)(message)
 
     def _overdue(self) -> str:
         return f"{self._url} has not answered within {self._timeout:g} seconds: give a longer timeout"

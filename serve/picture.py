@@ -11,8 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tritonclient.grpc import InferResult, service_pb2
 
-from mmdit.errors import ServerError, UnavailableError
-from serve.patience import STOPPING
+from mmdit.errors import ServerError
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,7 @@ def picture_from(answer: service_pb2.ModelInferResponse, request: dict[str, Any]
 
 
 def progress_from(answer: service_pb2.ModelStreamInferResponse) -> Progress:
-    """The progress in an answer of a stream.
-
-    Raises ServerError for a request that no model took, UnavailableError where the model is being unloaded:
-    Triton 2.51 tells a stream of these by a message, without gRPC's code.
-    """
-    if answer.error_message:
-        stopping = STOPPING in answer.error_message
-        raise (UnavailableError if stopping else ServerError)(answer.error_message)
+    """The progress in an answer of a stream."""
     result = InferResult(answer.infer_response)
     step, steps, sigma = (result.as_numpy(name)[0] for name in ("step", "steps", "sigma"))
     return Progress(int(step), int(steps), float(sigma), result.as_numpy("preview"))

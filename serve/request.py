@@ -17,8 +17,9 @@ MODEL = "text_to_image"
 STREAM = "text_to_image_stream"
 # Pictures and latents are larger than gRPC's 4 MB.
 CHANNEL_OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-# A stream's errors come with gRPC's codes (and end its call), not as messages alone.
-STREAM_METADATA = (("triton_grpc_error", "true"),)
+# A stream's errors have a message and no code: the server is asked to end it with the error's kind. Not with
+# gRPC's codes (the header triton_grpc_error): Triton 2.51 crashes when such a stream is cancelled or refused.
+_KIND_IN_MESSAGE = "error_kind_in_message"
 
 _DTYPES = {dtype.triton: dtype for dtype in Dtype}
 _DEFAULTS = ("model", "steps", "guidance_scale")  # of the parameters in the ensemble's config
@@ -69,6 +70,8 @@ class ServedModel:
             content = serialize_byte_tensor(array).item() if dtype is Dtype.BYTES else array.tobytes()
             message.inputs.add(name=name, datatype=dtype.value, shape=array.shape)
             message.raw_input_contents.append(content)
+        if self.name == STREAM:
+            message.parameters[_KIND_IN_MESSAGE].bool_param = True
         if seconds is not None:
             message.parameters["timeout"].int64_param = max(1, round(seconds * 1e6))
         if priority_level is not None:

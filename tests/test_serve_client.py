@@ -180,6 +180,23 @@ def test_a_server_that_is_drained_may_be_asked_again():
     assert type(Patience("server", timeout=5).error(drained)) is UnavailableError
 
 
+@pytest.mark.parametrize(
+    ("message", "kind", "told"),
+    [
+        ("64 requests are held [Full]", UnavailableError, "64 requests are held"),
+        ("the time-out has passed [Expired]", DeadlineError, "the time-out has passed"),
+        ("steps is 0 [RequestError]", ServerError, "steps is 0"),
+        ("'x' has no available versions", UnavailableError, "'x' has no available versions"),
+        ("an overflow [sic]", ServerError, "an overflow [sic]"),
+    ],
+)
+def test_a_streams_error_is_of_the_kind_that_its_message_ends_with(message, kind, told):
+    """Triton gives it no code."""
+    error = Patience("server").stream_error(message)
+    assert type(error) is kind
+    assert str(error) == told
+
+
 def test_a_request_that_the_server_ended_in_time_is_a_deadline_error():
     """Triton has no code for it but CANCELLED."""
     patience = Patience("server", timeout=0.01)

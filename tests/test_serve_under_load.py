@@ -1,4 +1,4 @@
-"""A real server under mixed requests of many clients: `tests/load.py`, with as many as a test has time for."""
+"""A real server under mixed requests of many clients: `tests/load.py`, as many as a test has time for."""
 
 import random
 
