@@ -35,8 +35,8 @@ TRIES, PAUSE = 100, 0.1  # of a request that is refused because all places are t
 NEAR, SHARE = 2, 0.999
 # One of the pool's pictures turns on a rounding: with company 98.95 to 99.11 % of its values, all within 6.
 TURNS, TURNED = 8, 0.985
-# What may come in the second half: a fresh server still grows a little, and a region of shared memory grows to
-# what its requests took when most of them met (MiB after each quarter of 2,000: 44, 49, 54, 55).
+# What may come in the second half: a fresh server still grows a little, and its shared memory grows to what
+# requests took when most of them met (MiB after each quarter of 2,000: 44, 49, 54, 55).
 MORE_RESIDENT, MORE_THREADS, MORE_SHARED = 24 * MIB, 2, 8 * MIB
 PROMPTS = [f"a {size} {colour} circle" for size in ("small", "large") for colour in ("red", "blue", "green")]
 
