@@ -118,7 +118,7 @@ def test_the_roofline_leaves_no_room_for_a_second_request():
     engines = roofline()
     assert [each.name for each in engines][:2] == ["Medium, 512², FP8", "Medium, 512², FP16"]
     assert len(engines) == 8
-    assert all(0.9 < each.price <= 1 and each.worth == 2 for each in engines)
+    assert all(0.9 < each.price <= 1 and each.worth <= 2 for each in engines)
 
 
 def test_a_measured_table_becomes_an_engine(tmp_path):

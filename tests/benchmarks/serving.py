@@ -93,7 +93,7 @@ def round_of_arrivals(
     return found
 
 
-def measure(quick: bool) -> tuple[Found, Found]:
+def measure(rounds: int, quick: bool) -> tuple[Found, Found]:
     """By clients and by load; each cell holds a run for each round."""
     numbers = count()
 
@@ -114,7 +114,7 @@ def measure(quick: bool) -> tuple[Found, Found]:
             stack.enter_context(running(repository, ports, log))
             servers[way] = LoadGenerator(f"localhost:{ports.grpc}")
             servers[way].clients(2, requests(fresh(4)))  # warm
-        for seed in range(1 if quick else 3):
+        for seed in range(1 if quick else rounds):
             (durations,) = taken_in_turns({LOOP: make}, 3 if quick else 12).values()
             for key, load in round_of_clients(servers, durations, fresh, quick).items():
                 clients.setdefault(key, []).append(load)
@@ -177,8 +177,10 @@ def main() -> None:
     """Measure, print, write the page's parts and the chart."""
     from tests.benchmarks.serving_chart import draw_serving
 
-    given = pages.arguments("Served throughput and latency of the miniature.").parse_args()
-    clients, loads = measure(given.quick)
+    parser = pages.arguments("Served throughput and latency of the miniature.")
+    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken (default: 3)")
+    given = parser.parse_args()
+    clients, loads = measure(given.rounds, given.quick)
     parts = {
         "clients": found_table(clients, "clients", str, rates=True),
         "arrivals": found_table(loads, "load", lambda load: f"{load:.0%}", rates=False),
