@@ -1,11 +1,13 @@
 """A real server under mixed requests of many clients: `tests/load.py`, as many as a test has time for."""
 
+import itertools
 import random
 
 import pytest
 
 from serve.launcher import Ports, running
-from tests.load import PROMPTS, Load, Report, asks_of, pool_of
+from tests.load import POOL, Load, Report
+from tests.mixed_requests import PROMPTS, asks_of, requests_of
 from tests.server_usage import MIB, Usage
 
 CLIENTS = 16
@@ -32,7 +34,7 @@ def test_each_request_ends_as_it_should_and_the_server_does_not_grow(report):
 def test_the_load_is_what_was_asked_for():
     """Of 2,000 requests a tenth is left and a twentieth malformed; sizes, steps and guidance are mixed."""
     chance = random.Random(SEED)
-    pool = pool_of(chance)
+    pool = list(itertools.islice(requests_of(chance), POOL))
     asks = asks_of(pool, 2000, chance)
     assert 0.08 < sum(ask.left is not None for ask in asks) / 2000 < 0.12
     assert 0.035 < sum(ask.wrong is not None for ask in asks) / 2000 < 0.065
