@@ -24,7 +24,7 @@ from serve.launcher import Ports, running
 from tests.benchmarks import pages
 
 STEPS = 20
-CAPTIONS = 36
+CAPTIONS = 16
 AT_ONCE = 4
 SHOWN = 5  # captions in the picture
 # The first is what the others are compared with; (1, 1) has no guidance at any step.
