@@ -51,7 +51,7 @@ class Direct:
         self._limits = Limits.from_settings(settings | {"pixels_per_latent": 8}, max_steps=200)
         self._width = settings["family"]["context_dim"]
         self._tokenizers = PromptTokenizers(
-            repository / "text_encoder" / "1" / "tokenizers_json", TEXT_ENCODERS
+            repository / "prompt_encoder" / "1" / "tokenizers_json", TEXT_ENCODERS
         )
         self._negative = self._encode("")  # which the server has in its cache
 
