@@ -1,17 +1,15 @@
 """A real server under mixed requests of many clients: `tests/load.py`, as many as a test has time for."""
 
-import itertools
 import random
 
 import pytest
 
 from serve.launcher import Ports, running
-from tests.load import POOL, Load, Report
-from tests.mixed_requests import PROMPTS, asks_of, requests_of
+from tests.load import PROMPTS, Load, Report, asks_of, pool_of
 from tests.server_usage import MIB, Usage
 
 CLIENTS = 16
-REQUESTS, DISTINCT = 240, 24  # take a minute and a half on two cores; the 2,000 of `make load`, seven
+REQUESTS = 240  # take a minute on two cores; the 2,000 of the whole load, five
 SEED = 0
 
 
@@ -20,7 +18,7 @@ def report(fp16_repository, tmp_path_factory):
     """What became of the load on a server of its own, which has no other test's memory."""
     log = tmp_path_factory.mktemp("load") / "server.log"
     with running(fp16_repository, Ports.free(), log) as server:
-        yield Load(server, SEED).run(REQUESTS, CLIENTS, pool=DISTINCT)
+        yield Load(server, SEED).run(REQUESTS, CLIENTS)
 
 
 def test_each_request_ends_as_it_should_and_the_server_does_not_grow(report):
@@ -34,7 +32,7 @@ def test_each_request_ends_as_it_should_and_the_server_does_not_grow(report):
 def test_the_load_is_what_was_asked_for():
     """Of 2,000 requests a tenth is left and a twentieth malformed; sizes, steps and guidance are mixed."""
     chance = random.Random(SEED)
-    pool = list(itertools.islice(requests_of(chance), POOL))
+    pool = pool_of(chance)
     asks = asks_of(pool, 2000, chance)
     assert 0.08 < sum(ask.left is not None for ask in asks) / 2000 < 0.12
     assert 0.035 < sum(ask.wrong is not None for ask in asks) / 2000 < 0.065
