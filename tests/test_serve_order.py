@@ -28,6 +28,27 @@ def test_a_higher_priority_goes_first_where_calls_are_full():
     assert [int(context[0, 0, 0]) for context in engine.contexts] == [2, 1, 1, 1, 2, 2, 3, 3, 3]
 
 
+@pytest.mark.parametrize(("host", "second"), [(0.0, False), (0.009, True)])
+def test_in_a_queue_a_second_call_is_in_flight_only_where_own_work_is_worth_hiding(host, second):
+    """Three requests and 30 ms in the engine: from 30 / (3 + 1) = 7.5 ms on."""
+    scheduler = StepScheduler(Engine(), 64)
+    scheduler.pace.note((1, 4, 4), engine=0.03, host=host)
+    for mark in (1.0, 2.0, 3.0):
+        scheduler.submit(request(max_rows=2, mark=mark))
+    assert [each.context[0, 0, 0] for each in scheduler.take()] == [1]
+    assert [each.context[0, 0, 0] for each in scheduler.take()] == [2] * second
+
+
+def test_what_a_call_takes_is_noted_when_it_has_the_engine_for_itself():
+    scheduler = StepScheduler(Engine(lambda latent: time.sleep(0.05) or np.zeros_like(latent)), 64)
+    scheduler.submit(request(max_rows=2))
+    scheduler.submit(request(max_rows=2))
+    assert not scheduler.pace.hides((1, 4, 4), 1000)  # nothing is known yet
+    scheduler.step()
+    assert scheduler.pace.hides((1, 4, 4), 100_000)
+    assert not scheduler.pace.hides((1, 4, 4), 1)
+
+
 def test_a_size_with_a_higher_priority_in_front_goes_before_the_others_turn():
     engine = Engine()
     scheduler = StepScheduler(engine, 64)

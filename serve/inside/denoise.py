@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .half import from_half, to_half
+from .half import plus_halves, to_half
 from .limits import Limits
 
 Array = npt.NDArray[Any]
@@ -122,18 +122,15 @@ class Denoising:
 
     def advance(self, velocity: Array) -> None:
         """One Euler step with this request's rows of the `velocity`, [rows, C, h, w]."""
-        wide = from_half(velocity) if velocity.dtype == np.float16 else velocity.astype(np.float32)
+        step = float(self.sigmas[self.step + 1] - self.sigmas[self.step])
+        scale = self.guidance_scale
+        weights = [step * (1 - scale), step * scale] if self.rows == GUIDED_ROWS else [step]
         with np.errstate(invalid="ignore", over="ignore"):  # see `fault`
-            if self.rows == GUIDED_ROWS:
-                negative, guided = wide
-                guided -= negative
-                guided *= np.float32(self.guidance_scale)
-                guided += negative
+            if velocity.dtype == np.float16:
+                self.latents = plus_halves(self.latents, velocity, weights)
             else:
-                guided = wide[0]
-            guided *= self.sigmas[self.step + 1] - self.sigmas[self.step]
-            guided += self.latents
-        self.latents = guided
+                wide = np.asarray(velocity, np.float32)
+                self.latents = self.latents + np.tensordot(np.array(weights, np.float32), wide, 1)
         self.step += 1
 
 

@@ -1,47 +1,63 @@
-"""FP32 to FP16 and back, as numpy's own conversions, three to five times as fast.
+"""FP32 to FP16 and back, two to five times as fast as by numpy's own conversions.
 
 numpy 1.26 converts element by element, 2 to 4 ns each: at 1024² that alone would be 4 ms of a step in which
-the server has little else to do. Here the exponent is moved by a multiplication and the bits are shifted as
-integers, which numpy does with vector instructions.
+the server has little else to do. Here a float's exponent is moved by a multiplication, FP16's digits are
+rounded by a subtraction, and bits are shifted as integers: numpy does all of it with vector instructions.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-_REBASED = np.float32(2.0**-112)  # FP32's exponent is biased by 127, FP16's by 15
-_SIGN, _INFINITY = 0x8000, 0x7C00
+_BIAS = 2.0**112  # FP32's exponent is biased by 127, FP16's by 15
+_ROUNDING = 2.0**13 + 1  # x·k - (x·k - x) leaves the 11 digits of x that FP16 has (Veltkamp's splitting)
+_SIGN, _INFINITY, _NEGATIVE_INFINITY = 0x8000, 0x7C00, 0xFC00
 _WIDENED = np.uint32(0x8FFFE000).view(np.int32)  # sign, exponent and fraction of a half, 13 bits up
-_TOO_LARGE = np.float32(65536)  # what FP16's infinities and NaNs become: the largest number is 65504
+_TOO_LARGE = 65520  # rounds to infinity: FP16's largest number is 65504
 
 
 def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """`values` in FP16, rounded to nearest, halves to even; what FP16 does not hold, NaN too, is infinite.
+    """`values` in FP16, rounded to nearest, halves to even.
 
-    Below 2^-14, where FP16 has fewer digits, a half may be rounded to the other side.
+    Below 2^-14, where FP16 has fewer digits, an error of up to 2^-24, its smallest step.
     """
-    moved = np.abs(values)
-    moved *= _REBASED
-    bits = moved.view(np.uint32)
-    half = bits >> 13
-    half &= 1
-    half += 0xFFF
-    half += bits
+    if not values.size or not (values.max() < _TOO_LARGE and values.min() > -_TOO_LARGE):  # or NaN
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    moved = np.multiply(values, np.float32(1 / _BIAS))
+    rounded = np.multiply(values, np.float32(_ROUNDING / _BIAS))
+    np.subtract(rounded, moved, out=moved)
+    rounded -= moved
+    half = rounded.view(np.int32)
     half >>= 13
-    np.minimum(half, _INFINITY, out=half)
-    np.right_shift(np.ascontiguousarray(values).view(np.uint32), 16, out=bits)
-    bits &= _SIGN
-    half |= bits
+    sign = moved.view(np.int32)
+    np.right_shift(np.ascontiguousarray(values).view(np.int32), 16, out=sign)
+    sign &= _SIGN
+    half |= sign  # the shift has moved the sign's copies beyond the 16 bits that are kept
     return half.astype(np.uint16).view(np.float16)
 
 
-def from_half(values: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    """`values` in FP32, exactly; NaN becomes infinite."""
-    bits = np.ascontiguousarray(values).view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= _WIDENED  # the sign was carried along, and stands in four bits
-    floats = bits.view(np.float32)
-    floats *= 1 / _REBASED
-    if floats.size and max(floats.max(), -floats.min()) >= _TOO_LARGE:
-        floats[floats >= _TOO_LARGE] = np.inf
-        floats[floats <= -_TOO_LARGE] = -np.inf
-    return floats
+def plus_halves(
+    values: npt.NDArray[np.float32], halves: npt.NDArray[np.float16], weights: Sequence[float]
+) -> npt.NDArray[np.float32]:
+    """`values` [...] and each of `halves` [n, ...] times its weight, the sum in FP32."""
+    halves = np.ascontiguousarray(halves)
+    bits = halves.view(np.int16)
+    most, least = bits.max(initial=0), halves.view(np.uint16).max(initial=0)
+    if most >= _INFINITY or least >= _NEGATIVE_INFINITY:
+        wide = halves.astype(np.float32)
+        factors = [np.float32(weight) for weight in weights]
+    else:
+        moved = bits.astype(np.int32)
+        moved <<= 13
+        moved &= _WIDENED  # the sign was carried along, and stands in four bits
+        wide = moved.view(np.float32)
+        factors = [np.float32(weight * _BIAS) for weight in weights]
+    for row, factor in zip(wide, factors, strict=True):
+        row *= factor
+    total: npt.NDArray[np.float32] = wide[0]
+    total += values
+    for row in wide[1:]:
+        total += row
+    return total

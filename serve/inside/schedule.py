@@ -1,16 +1,7 @@
 """The step scheduler: rows of different requests, at different steps, share one engine call.
 
-Where sharing pays. A request's `max_rows` is the most rows of a call of its size that do: what the shape
-set allows, or less where more rows take so much longer that waiting one's turn is better
-(`inside/sharing.py`). Of each size the first requests by priority and arrival that fill such a call are in
-front. Sizes in front take turns, so none starves. But where no size has room for more than one request with
-guidance, turns would only delay: there the first request runs to its end, as in a queue, and others ride
-along only in what rows it leaves.
-
 Up to `calls` engine calls are in flight at once, so that the server's own work hides behind the engine's.
-A size gets a second call only when its first one is full: a request that came meanwhile joins at the next
-step, and loops do not fall apart into half-empty calls. For the same reason a call waits a little for a
-stream's next part: a stream asks for one step after the other, and is back within milliseconds.
+`inside/choice.py` tells which requests a call takes.
 """
 
 import itertools
@@ -22,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .choice import Pace, chosen, place
 from .denoise import Denoising
 
 Half = npt.NDArray[np.float16]
@@ -73,6 +65,7 @@ class StepScheduler:
         self._max_requests = max_requests
         self._calls = calls
         self._observer = observer
+        self.pace = Pace()
         self._turn = itertools.count()
         self._waiting: dict[Denoising, tuple[int, int]] = {}  # admitted, in no call → priority, arrival
         self._flying: dict[Denoising, tuple[int, int]] = {}  # in a call
@@ -98,7 +91,7 @@ class StepScheduler:
             else:
                 request.ready = time.perf_counter()
                 request.arrival = request.arrival or time.monotonic_ns()
-                self._waiting[request] = _place(request)
+                self._waiting[request] = place(request)
                 self._changed.notify_all()
         if refused is not None:
             self._tell("ended", request, refused)
@@ -138,6 +131,7 @@ class StepScheduler:
         call = self.take()
         if not call:
             return 0
+        alone = len(self._flying) == len(call)
         taken = time.perf_counter()
         queued = max(0.0, taken - min(request.ready for request in call))
         try:
@@ -146,12 +140,15 @@ class StepScheduler:
             asked = time.perf_counter()
             velocity = self._engine(latent, timestep, constants)
             answered = time.perf_counter()
+            alone = alone and len(self._flying) == len(call)
             self.advance(call, velocity)
         except Exception as error:  # the engine's failure is that of the requests in the call
             for request in call:
                 self._end(request, error)
             return 0
         host = time.perf_counter() - answered + asked - begin
+        if alone:
+            self.pace.note(call[0].size, answered - asked, host)
         self._tell("called", call, len(velocity), queued, answered - asked, host)
         return len(velocity)
 
@@ -166,7 +163,8 @@ class StepScheduler:
                 self._flying[request] = self._waiting.pop(request)
             if call:
                 self._turns[call[0].size] = next(self._turn)
-                self._changed.notify_all()  # a call that is full lets its size have another
+                if self._waiting:  # a call that is full lets its size have another
+                    self._changed.notify_all()
         return call
 
     def advance(self, call: list[Denoising], velocity: Half) -> None:
@@ -176,12 +174,14 @@ class StepScheduler:
             rows = request.rows  # of this step; the next may take another number
             request.advance(velocity[first : first + rows])
             first += rows
+        going_on = [request for request in call if not request.finished]
         with self._changed:
-            for request in call:
-                if not request.finished:
-                    request.ready = time.perf_counter()
-                    self._waiting[request] = self._flying.pop(request)
-            self._changed.notify_all()
+            for request in going_on:
+                request.ready = time.perf_counter()
+                self._waiting[request] = self._flying.pop(request)
+            # who has made this call takes the next one; the other thread is woken if it may have work too
+            if len(going_on) < len(call) or len(going_on) < len(self._waiting):
+                self._changed.notify_all()
         for request in call:
             if request.finished:
                 self._end(request, request.fault)
@@ -224,32 +224,8 @@ class StepScheduler:
                 self._end(request, reason)
 
     def _chosen(self) -> list[Denoising]:
-        """The requests of the next call; none when there is nothing to call, or it is better to wait."""
-        order = sorted(self._waiting, key=self._waiting.__getitem__)
-        returning = self._kept(HOLD)
-        if not any(request.shares for request in (*order, *self._flying)):  # a queue
-            first = min((_place(each) for each in returning), default=None)
-            if not order or self._flying or (first is not None and first < self._waiting[order[0]]):
-                return []
-            return _filled(order, order[0].size)
-        flying: dict[tuple[int, ...], int] = {}
-        for request in self._flying:
-            flying[request.size] = flying.get(request.size, 0) + request.rows
-        fronts: dict[tuple[int, ...], Denoising] = {}
-        for request in order:
-            fronts.setdefault(request.size, request)
-        free = [
-            size
-            for size, front in fronts.items()
-            if size not in flying or (front.shares and flying[size] + front.rows > front.max_rows)
-        ]
-        for request in returning:
-            rows = sum(each.rows for each in order if each.size == request.size)
-            if request.size in free and rows + request.rows <= request.max_rows:
-                free.remove(request.size)
-        if not free:
-            return []
-        return _filled(order, min(free, key=lambda size: (fronts[size].priority, self._turns.get(size, -1))))
+        """The requests of the next call, if there is one to make now."""
+        return chosen(self._waiting, self._flying, self._kept(HOLD), self._turns, self.pace)
 
     def _kept(self, seconds: float) -> list[Denoising]:
         """Streams' parts that ended at most so long ago, whose next parts have not come yet."""
@@ -305,21 +281,6 @@ class StepScheduler:
             getattr(self._observer, event)(*what)
         except Exception:  # nor must who only looks on
             traceback.print_exc()
-
-
-def _place(request: Denoising) -> tuple[int, int]:
-    return request.priority, request.arrival
-
-
-def _filled(order: list[Denoising], size: tuple[int, ...]) -> list[Denoising]:
-    """The first request of a size, in `order`, and those after it that fit into one call with it."""
-    call: list[Denoising] = []
-    rows = 0
-    for request in order:
-        if request.size == size and (not call or rows + request.rows <= request.max_rows):
-            call.append(request)
-            rows += request.rows
-    return call
 
 
 def _joined(parts: tuple[Half, ...]) -> Half:

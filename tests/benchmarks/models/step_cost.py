@@ -47,25 +47,28 @@ class TritonPythonModel:
         self.thread.start()
 
     def execute(self, requests):
-        return [self.measure(request) for request in requests]
+        for request in requests:
+            sender = request.get_response_sender()
+            answer = self.measure(request, sender.is_cancelled)
+            sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def measure(self, request):
+    def measure(self, request, is_cancelled):
         rounds, steps = (
             int(pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0])
             for name in ("rounds", "steps")
         )
-        self.scheduled(steps)
+        self.scheduled(steps, is_cancelled)
         self.bare(steps)
         found = {"scheduled": [], "bare": [], "engine": [], "host": []}
         for _ in range(rounds):
             self.watch.engine, self.watch.host = [], []
-            found["scheduled"].append(self.scheduled(steps))
+            found["scheduled"].append(self.scheduled(steps, is_cancelled))
             found["engine"].append(1000 * np.mean(self.watch.engine))
             found["host"].append(1000 * np.mean(self.watch.host))
             found["bare"].append(self.bare(steps))
         return triton.response({name: np.array(values) for name, values in found.items()}, request)
 
-    def scheduled(self, steps):
+    def scheduled(self, steps, is_cancelled):
         ended = threading.Event()
         failures = []
 
@@ -85,6 +88,7 @@ class TritonPythonModel:
             step=0,
             end=steps,
             guided=(0, steps),
+            is_cancelled=is_cancelled,  # which the scheduler asks at each step, a round trip to the server
             on_end=end,
         )
         begin = time.perf_counter()
