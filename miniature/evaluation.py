@@ -30,7 +30,8 @@ from mmdit.progress import Progress
 from mmdit.target import find_gpu, has_fp8, resolve, tensorrt_version
 from quality.metrics import similarity
 from serve.client import Client
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 
 STEPS = 20
 OTHER_SIZES = ((112, 160), (160, 112), (96, 128))  # height, width

@@ -134,7 +134,8 @@ def main() -> int:
     if arguments.command in ("package", "demo"):
         _package(layout, targets, repository, arguments)
     if arguments.command == "launch":
-        from serve.launcher import Ports, serve
+        from serve.launcher import serve
+        from serve.ports import Ports
         from serve.response_cache import ResponseCache
 
         chosen = Ports(arguments.grpc_port, arguments.http_port, arguments.metrics_port, arguments.host)
@@ -142,7 +143,8 @@ def main() -> int:
         log = layout.root / "triton" / "server.log"
         return serve(repository, chosen, log, cache=cache, grace=arguments.grace_seconds)
     if arguments.command == "demo":
-        from serve.launcher import Ports, running
+        from serve.launcher import running
+        from serve.ports import Ports
 
         free = Ports.free()
         with running(repository, free, layout.root / "triton" / "demo.log"):
@@ -167,7 +169,8 @@ def _package(
 ) -> None:
     from mmdit.step_times import read
     from serve.compatibility import Plan
-    from serve.repository import Engines, package
+    from serve.engine_set import Engines
+    from serve.repository import package
     from serve.timing import measured_elsewhere
 
     engines = [Engines(layout, target, precision) for target, precision in targets.items()]

@@ -2,16 +2,15 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import tritonclient.grpc as triton
@@ -25,47 +24,11 @@ from serve import processes
 from serve.compatibility import Plan, built_elsewhere, check_whole, loadable
 from serve.control import SERVED, ModelControl
 from serve.installation import Installation, find_installation
+from serve.ports import Ports
 from serve.response_cache import LOCAL, ResponseCache
 
 EXIT_TIMEOUT = 10  # seconds that Triton gets to end after a stop
 START_TIMEOUT = 600  # seconds; engines of several GB are read from disk
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The server's three ports, and the address that it listens on."""
-
-    grpc: int = 8001
-    http: int = 8000
-    metrics: int = 8002
-    host: str = "127.0.0.1"
-
-    @classmethod
-    def free(cls) -> "Ports":
-        """Three ports that nothing listens on at this moment."""
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            return cls(*(each.getsockname()[1] for each in sockets))
-
-    def check_free(self) -> None:
-        """Raise ServerError naming the port that another process listens on."""
-        ports = {"GRPC_PORT": self.grpc, "HTTP_PORT": self.http, "METRICS_PORT": self.metrics}
-        if len(set(ports.values())) != len(ports):
-            raise ServerError(f"the three ports must differ, not {ports}")
-        for name, port in ports.items():
-            if not 0 < port < 65536:
-                raise ServerError(f"{name}={port} is no port: expected 1 to 65535")
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.host, port))
-                except OSError as error:
-                    raise ServerError(
-                        f"port {port} cannot be used ({error.strerror}): stop what listens there, or "
-                        f"choose another with {name}=…"
-                    ) from None
 
 
 class Server:
@@ -229,6 +192,8 @@ def serve(repository: Path, ports: Ports, log: Path, *, cache: ResponseCache, gr
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    if not (math.isfinite(grace) and grace >= 0):
+        raise ServerError(f"the grace time is {grace:g} s: expected seconds, 0 or more (GRACE_SECONDS=…)")
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets background jobs ignore SIGINT
         signal.signal(number, interrupt)
     server = Server(repository, ports, log, cache)

@@ -58,7 +58,8 @@ def build(
 
 def _repository(build: Layout, miniature: Path, precision: Precision) -> Path:
     from engines.__main__ import main
-    from serve.repository import Engines, package
+    from serve.engine_set import Engines
+    from serve.repository import package
 
     folder = build.root.parent
     main(
@@ -85,7 +86,8 @@ def fp8_repository(build, miniature) -> Path:
 @pytest.fixture(scope="session")
 def server(fp16_repository, tmp_path_factory):
     """A real Triton server over the FP16 repository, on free ports."""
-    from serve.launcher import Ports, running
+    from serve.launcher import running
+    from serve.ports import Ports
 
     log = tmp_path_factory.mktemp("triton") / "server.log"
     with running(fp16_repository, Ports.free(), log) as running_server:

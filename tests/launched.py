@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmdit.artifact import Layout
-from serve.launcher import Ports
+from serve.ports import Ports
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,8 +23,9 @@ import numpy as np
 from mmdit.errors import ServerError, UnavailableError, run_command
 from mmdit.progress import Progress
 from serve.client import Client
-from serve.launcher import Ports, Server, running
+from serve.launcher import Server, running
 from serve.picture import Picture
+from serve.ports import Ports
 from tests.server_usage import MIB, Usage, requests_in_the_loop, usage_of
 
 QUARTERS = 4

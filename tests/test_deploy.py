@@ -13,7 +13,8 @@ from test_serve_compatibility import libnvinfer
 from test_serve_repository import large  # noqa: F401  (a fixture)
 
 from mmdit.shapes import NAMES, shape_set
-from serve.launcher import EXIT_TIMEOUT, Ports
+from serve.launcher import EXIT_TIMEOUT
+from serve.ports import Ports
 from serve.response_cache import ResponseCache
 from serve.server_memory import shared_memory
 

@@ -14,7 +14,8 @@ from mmdit.contract import Precision
 from mmdit.errors import RepositoryError
 from mmdit.family import family_from_checkpoint
 from mmdit.shapes import shape_set
-from serve.repository import Engines, package
+from serve.engine_set import Engines
+from serve.repository import package
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {

@@ -16,9 +16,11 @@ from mmdit.shapes import shape_set
 from mmdit.target import Gpu
 from serve import launcher
 from serve.compatibility import Plan, built_elsewhere, check_together, loadable
+from serve.engine_set import Engines
 from serve.installation import Installation, find_installation
-from serve.launcher import Ports, Server
-from serve.repository import Engines, package
+from serve.launcher import Server
+from serve.ports import Ports
+from serve.repository import package
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), "600.1", uuid="GPU-1234")
 L40S = Gpu("NVIDIA L40S", (8, 9), "600.1")

@@ -15,7 +15,8 @@ import tritonclient.grpc as triton
 from failing_repository import FAILURES, FailingRepository
 from triton_requests import KINDS, connect, executions, picture, rests, tensors, until
 
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 
 SOON = 5.0  # seconds; measured: 0.05, on a machine that may pause
 TEXT = ("clip_l", "clip_g", "t5", "prompt_encoder", "text_encoder")

@@ -14,7 +14,8 @@ from PIL import Image
 from mmdit.errors import ServerError
 from serve import processes
 from serve.client import Client
-from serve.launcher import Ports, Server, running
+from serve.launcher import Server, running, serve
+from serve.ports import Ports
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -101,6 +102,13 @@ def test_a_number_that_is_no_port_is_named(fp16_repository, tmp_path):
         Server(fp16_repository, Ports(8001, 99999, 8002), tmp_path / "server.log")
     with pytest.raises(ServerError, match="must differ"):
         Server(fp16_repository, Ports(8001, 8001, 8002), tmp_path / "server.log")
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), float("inf")])
+def test_a_grace_time_that_is_none_is_refused_before_anything_starts(fp16_repository, tmp_path, grace):
+    with pytest.raises(ServerError, match=f"the grace time is {grace:g} s"):
+        serve(fp16_repository, Ports.free(), tmp_path / "server.log", grace=grace)
+    assert not (tmp_path / "server.log").exists()
 
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path):

@@ -8,7 +8,8 @@ from test_serve_repository import large  # noqa: F401  (a fixture)
 from mmdit.artifact import read_manifest
 from mmdit.shapes import NAMES, shape_set
 from serve.client import Client
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from serve.processes import regions
 from serve.server_memory import MIB, cuda_pool, shared_memory
 

@@ -12,9 +12,11 @@ from mmdit.artifact import read_manifest
 from mmdit.contract import Precision
 from mmdit.errors import RepositoryError, ServerError
 from serve import model_config, repository
+from serve.engine_set import Engines
 from serve.installation import Installation
-from serve.launcher import Ports, running
-from serve.repository import Engines, package
+from serve.launcher import running
+from serve.ports import Ports
+from serve.repository import package
 from serve.response_cache import ResponseCache
 
 

@@ -14,7 +14,8 @@ from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Precision, components, pro
 from mmdit.errors import RepositoryError
 from mmdit.shapes import NAMES, shape_set
 from serve import model_config, repository
-from serve.repository import Engines, package
+from serve.engine_set import Engines
+from serve.repository import package
 
 BOTH = ("ada", "hopper")
 

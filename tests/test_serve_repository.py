@@ -24,7 +24,8 @@ from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import ShapeSet, SizeRange, shape_set
 from mmdit.step_times import StepTimes, write
 from serve import model_config, repository
-from serve.repository import Engines, check_repository, package
+from serve.engine_set import Engines
+from serve.repository import check_repository, package
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPABILITIES = {"hopper": "9.0", "ada": "8.9", "sm90": "9.0", "sm86": "8.6"}

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from tests.load import PROMPTS, Load, Report, asks_of, pool_of
 from tests.server_usage import MIB, Usage
 

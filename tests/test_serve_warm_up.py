@@ -12,7 +12,8 @@ from mmdit.contract import COMPONENTS, TEXT_ENCODERS, components, profiles
 from mmdit.errors import ServerError
 from mmdit.shapes import NAMES, ShapeSet, shape_set
 from serve import model_config, repository
-from serve.launcher import Ports, Server, running
+from serve.launcher import Server, running
+from serve.ports import Ports
 
 ROOT = Path(__file__).resolve().parent.parent
 

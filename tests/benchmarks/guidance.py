@@ -20,7 +20,8 @@ from mmdit.progress import Progress
 from quality.metrics import similarity
 from serve.client import Client
 from serve.inside.admission import guided_steps
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from tests.benchmarks import pages
 
 STEPS = 20

@@ -27,7 +27,8 @@ from serve.inside.denoise import vae_latent
 from serve.inside.limits import Limits
 from serve.inside.pixels import pixels_from
 from serve.inside.text import PromptTokenizers, join
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from tests.benchmarks import pages
 from tests.benchmarks.requests import SIZE, STEPS, prompt_of
 
@@ -120,17 +121,22 @@ def main() -> None:
             def served(prompt: str, seed: int, client: Client = client) -> object:
                 return client.generate(prompt, seed=seed, steps=STEPS)
 
+            def streamed(prompt: str, seed: int, client: Client = client) -> object:
+                return list(client.stream(prompt, seed=seed, steps=STEPS))
+
             name = precision.value.upper()
             ways |= {
                 f"ONNX Runtime, no server, {name}": Direct(layout, precision).generate,
                 f"Triton, ONNX Runtime, {name}": served,
+                f"Triton, ONNX Runtime, {name}, streamed": streamed,
             }
         taken = taken_in_turns(ways, 3 if given.quick else 15)
     medians = {name: statistics.median(each) for name, each in taken.items()}
     peer = medians["diffusers, PyTorch, FP32"]
     rows = []
     for name, seconds in medians.items():
-        alone = medians.get(name.replace("Triton, ONNX Runtime", "ONNX Runtime, no server"))
+        files = name.removesuffix(", streamed").replace("Triton, ONNX Runtime", "ONNX Runtime, no server")
+        alone = medians.get(files)
         share = f"{1 - alone / seconds:.0%}" if name.startswith("Triton") and alone else "—"
         rows.append((name, f"{seconds:.2f} s", f"{seconds / peer:.2f}", share))
     part = pages.table(["a picture", "median", "of diffusers", f"server's share (asked: ≤ {BAR:.0%})"], rows)

@@ -17,7 +17,8 @@ from mmdit.errors import run_command
 from mmdit.family import VAE_SCALE
 from quality.metrics import similarity
 from serve.client import Client, Picture, Progress
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 
 PROMPTS = (
     "a large red circle on the left and a small blue cross on the right on a white background",

@@ -16,7 +16,8 @@ from pathlib import Path
 from mmdit.artifact import Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import run_command
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from tests.benchmarks import pages
 from tests.benchmarks.curves import ONE, STEPS, SUB_LINEAR
 from tests.benchmarks.perf_analyzer import Load, LoadGenerator

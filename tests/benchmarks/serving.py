@@ -20,7 +20,8 @@ import numpy as np
 from mmdit.artifact import Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import run_command
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from tests.benchmarks import pages
 from tests.benchmarks.curves import ONE, STEPS
 from tests.benchmarks.lone import diffusers_pipeline, taken_in_turns

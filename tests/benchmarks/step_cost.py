@@ -13,7 +13,8 @@ import tritonclient.grpc as triton
 
 from mmdit.artifact import shown
 from mmdit.errors import run_command
-from serve.launcher import Ports, running
+from serve.launcher import running
+from serve.ports import Ports
 from tests.benchmarks import pages
 from tests.benchmarks.repositories import for_step_cost
 
