@@ -16,6 +16,7 @@ from serve import processes
 from serve.client import Client
 from serve.launcher import Server, running, serve
 from serve.ports import Ports
+from serve.response_cache import LOCAL
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -107,7 +108,7 @@ def test_a_number_that_is_no_port_is_named(fp16_repository, tmp_path):
 @pytest.mark.parametrize("grace", [-1, float("nan"), float("inf")])
 def test_a_grace_time_that_is_none_is_refused_before_anything_starts(fp16_repository, tmp_path, grace):
     with pytest.raises(ServerError, match=f"the grace time is {grace:g} s"):
-        serve(fp16_repository, Ports.free(), tmp_path / "server.log", grace=grace)
+        serve(fp16_repository, Ports.free(), tmp_path / "server.log", cache=LOCAL, grace=grace)
     assert not (tmp_path / "server.log").exists()
 
 
