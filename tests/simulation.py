@@ -146,7 +146,7 @@ def serve(
         nonlocal flying
         flying -= 1
         seen.steps += len(call)
-        scheduler.pace.note(call[0].size, curve(rows), host_ms)
+        scheduler.pace.note(call[0].size, host_ms, curve(rows))
         scheduler.advance(call, np.zeros((rows, *call[0].size), np.float16))
         start()
 

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from server_usage import requests_in_the_loop
 from triton_requests import connect, rests, tensors
 from tritonclient.grpc import model_config_pb2
 
@@ -237,9 +238,11 @@ def test_a_refused_request_is_tried_again_until_there_is_room(server, client, mo
     held = tensors(**text, **settings)
     with connect(server) as connection, ThreadPoolExecutor(1) as thread:
         calls = [connection.async_infer("denoiser", held, lambda **_: None) for _ in range(64)]
+        begin = time.monotonic()
+        while requests_in_the_loop(server) < 64:  # published every second
+            assert time.monotonic() - begin < 10
         with pytest.raises(UnavailableError, match="64 requests are being denoised already"):
-            while True:
-                client.generate("a circle", steps=1)
+            client.generate("a circle", steps=1)
         monkeypatch.setattr(Patience, "pause", lambda *given: (refused.set(), pause(*given))[1])
         waiting = thread.submit(client.generate, "a circle", steps=1, seed=7, retries=8)
         assert refused.wait(30)

@@ -114,10 +114,11 @@ def test_where_steps_are_short_the_servers_own_work_hides_behind_the_engines():
 
 
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.55])
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("curve", [short_steps, linear])
-def test_nobody_waits_longer_for_it_in_the_mean(curve, load):
+def test_nobody_waits_longer_for_it_in_the_mean(curve, rows, load):
     """Beside a strict queue, which can do 0.6 of the load that the engine could on short steps."""
-    arrivals = poisson(load * 1000 / (20 * curve(2)), 400)
+    arrivals = poisson(load * 1000 / (20 * curve(2)), 400, rows=rows)
     queue, hidden = (
         np.mean(serve(arrivals, curve, alone, host_ms=2.0, calls=calls).latencies) for calls in (1, 2)
     )

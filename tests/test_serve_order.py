@@ -7,6 +7,7 @@ import pytest
 from stand_in_engine import Engine, request
 
 from serve.inside.admission import deadline_in, guided_steps, priority_of
+from serve.inside.choice import Pace
 from serve.inside.limits import RequestError
 from serve.inside.schedule import Cancelled, Expired, Full, StepScheduler
 
@@ -28,15 +29,37 @@ def test_a_higher_priority_goes_first_where_calls_are_full():
     assert [int(context[0, 0, 0]) for context in engine.contexts] == [2, 1, 1, 1, 2, 2, 3, 3, 3]
 
 
-@pytest.mark.parametrize(("host", "second"), [(0.0, False), (0.009, True)])
+def flying_and_next(first: dict, second: dict, host: float = 0.009) -> list[list[float]]:
+    """The marks of two calls of a queue of three, 30 ms each in the engine."""
+    scheduler = StepScheduler(Engine(), 64)
+    for size in ((1, 4, 4), (1, 6, 4)):
+        scheduler.pace.note(size, host, engine=0.03)
+    for mark, given in ((1.0, first), (2.0, second), (3.0, second)):
+        scheduler.submit(request(max_rows=2, mark=mark, **given))
+    return [[each.context[0, 0, 0] for each in scheduler.take()] for _ in range(2)]
+
+
+@pytest.mark.parametrize(("host", "second"), [(0.0, []), (0.007, []), (0.009, [2])])
 def test_in_a_queue_a_second_call_is_in_flight_only_where_own_work_is_worth_hiding(host, second):
     """Three requests and 30 ms in the engine: from 30 / (3 + 1) = 7.5 ms on."""
+    assert flying_and_next({}, {}, host) == [[1], second]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"priority": 1}, {"priority": 2}), ({}, {"size": (6, 4)}), ({"size": (6, 4)}, {})],
+)
+def test_a_request_of_another_priority_or_size_waits_until_the_first_has_ended(first, second):
+    assert flying_and_next(first, second) == [[1], []]
+
+
+def test_a_request_that_has_room_in_the_next_call_of_a_queue_waits_for_it():
     scheduler = StepScheduler(Engine(), 64)
-    scheduler.pace.note((1, 4, 4), engine=0.03, host=host)
-    for mark in (1.0, 2.0, 3.0):
-        scheduler.submit(request(max_rows=2, mark=mark))
-    assert [each.context[0, 0, 0] for each in scheduler.take()] == [1]
-    assert [each.context[0, 0, 0] for each in scheduler.take()] == [2] * second
+    scheduler.pace.note((1, 4, 4), host=0.1, engine=0.03)
+    scheduler.submit(request(max_rows=2, rows=1))
+    assert len(scheduler.take()) == 1
+    scheduler.submit(request(max_rows=2, rows=1))
+    assert scheduler.take() == []
 
 
 def test_what_a_call_takes_is_noted_when_it_has_the_engine_for_itself():
@@ -47,6 +70,13 @@ def test_what_a_call_takes_is_noted_when_it_has_the_engine_for_itself():
     scheduler.step()
     assert scheduler.pace.hides((1, 4, 4), 100_000)
     assert not scheduler.pace.hides((1, 4, 4), 1)
+
+
+def test_one_call_that_was_interrupted_does_not_change_the_pace():
+    pace = Pace()
+    for host in (0.1, 0.001, 0.001):
+        pace.note((1, 4, 4), host, engine=0.03)
+    assert not pace.hides((1, 4, 4), 3)
 
 
 def test_a_size_with_a_higher_priority_in_front_goes_before_the_others_turn():

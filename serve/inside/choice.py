@@ -9,44 +9,49 @@ calls. For the same reason a call waits a little for a stream's next part: a str
 the other, and is back within milliseconds.
 
 Where no size has room for more than one request with guidance, turns would only delay. There the first
-request runs to its end, as in a queue, and others ride along only in what rows it leaves; a second one is in
-flight only where so many wait that hiding the server's own work shortens their mean wait (`Pace`).
+request runs to its end, as in a queue, and others ride along only in what rows it leaves. A second call, of
+the same size and priority, is in flight only where so many wait that hiding the server's own work shortens
+their mean wait (`Pace`).
 """
 
 import math
+from collections import deque
 from collections.abc import Collection, Mapping
+from statistics import median
 
 from .denoise import Denoising
 
 Size = tuple[int, ...]
 Place = tuple[int, int]  # priority, arrival: the lowest goes first
-SMOOTHING = 0.9  # of an average that each call moves a little
+LATELY = 9  # calls
 
 
 class Pace:
-    """What calls take that have the engine for themselves, by size, in seconds: the engine's time, and the
-    server's own work before and after it.
+    """What calls take lately, by size, in seconds: the engine's time when a call has it for itself, and the
+    server's own work before and after it. Medians, since some calls are interrupted.
     """
 
     def __init__(self) -> None:
-        self._times: dict[Size, tuple[float, float]] = {}
+        self._engine: dict[Size, deque[float]] = {}
+        self._host: dict[Size, deque[float]] = {}
 
-    def note(self, size: Size, engine: float, host: float) -> None:
-        """Another call was made."""
-        known = self._times.get(size, (engine, host))
-        self._times[size] = (
-            SMOOTHING * known[0] + (1 - SMOOTHING) * engine,
-            SMOOTHING * known[1] + (1 - SMOOTHING) * host,
-        )
+    def note(self, size: Size, host: float, engine: float | None) -> None:
+        """Another call was made; `engine` is None when it shared the engine with another call."""
+        for times, seconds in ((self._host, host), (self._engine, engine)):
+            if seconds is not None:
+                times.setdefault(size, deque(maxlen=LATELY)).append(seconds)
 
-    def hides(self, size: Size, requests: int) -> bool:
-        """Whether `requests` end sooner in the mean when always two are in flight than one after the other.
+    def hides(self, size: Size, calls: int) -> bool:
+        """Whether requests that fill so many calls end sooner in the mean when always two are in flight than
+        one after the other.
 
-        With e in the engine and h of own work, n requests end after e + h, 2 (e + h), … times their steps,
-        (n + 1) (e + h) / 2 in the mean; two by two, the work hidden, after 2 e, 2 e, 4 e, …: (n + 2) e / 2.
+        With e in the engine and h of own work, n of them end after e + h, 2 (e + h), … times their steps,
+        (n + 1) (e + h) / 2 in the mean; two by two, h hidden behind e, after 2 e, 2 e, 4 e, …:
+        (n + 2) e / 2 when n is even, a little less when it is odd.
         """
-        engine, host = self._times.get(size, (math.inf, 0.0))
-        return (requests + 1) * host > engine
+        if size not in self._engine or size not in self._host:
+            return False
+        return (calls + 1) * median(self._host[size]) > median(self._engine[size])
 
 
 def place(request: Denoising) -> Place:
@@ -95,11 +100,23 @@ def _of_queue(
     order: list[Denoising], flying: Collection[Denoising], returning: Collection[Denoising], pace: Pace
 ) -> list[Denoising]:
     first = order[0]
-    if flying and not pace.hides(first.size, len(order) + len(flying)):
-        return []
     if any(place(each) < place(first) for each in returning):
         return []
+    if flying:
+        alike = [each for each in (*flying, *order) if _kind(each) == _kind(first)]
+        most = max(first.max_rows, first.rows)
+        if any(_kind(each) != _kind(first) for each in flying):
+            return []
+        if sum(each.rows for each in flying) + first.rows <= most:  # it rides along in the next call
+            return []
+        if not pace.hides(first.size, math.ceil(sum(each.rows for each in alike) / most)):
+            return []
     return _filled(order, first.size)
+
+
+def _kind(request: Denoising) -> tuple[Size, int]:
+    """What two requests of a queue have in common when it does not matter which of them goes first."""
+    return request.size, request.priority
 
 
 def _filled(order: list[Denoising], size: Size) -> list[Denoising]:

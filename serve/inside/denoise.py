@@ -129,8 +129,9 @@ class Denoising:
             if velocity.dtype == np.float16:
                 self.latents = plus_halves(self.latents, velocity, weights)
             else:
-                wide = np.asarray(velocity, np.float32)
-                self.latents = self.latents + np.tensordot(np.array(weights, np.float32), wide, 1)
+                moved: Array = np.tensordot(np.array(weights, np.float32), velocity.astype(np.float32), 1)
+                moved += self.latents
+                self.latents = moved
         self.step += 1
 
 

@@ -41,7 +41,7 @@ def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 def plus_halves(
     values: npt.NDArray[np.float32], halves: npt.NDArray[np.float16], weights: Sequence[float]
 ) -> npt.NDArray[np.float32]:
-    """`values` [...] and each of `halves` [n, ...] times its weight, the sum in FP32."""
+    """`values` [...] and each of `halves` [n, ...] times its weight (below 2^16), the sum in FP32."""
     halves = np.ascontiguousarray(halves)
     bits = halves.view(np.int16)
     most, least = bits.max(initial=0), halves.view(np.uint16).max(initial=0)
