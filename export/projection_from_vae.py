@@ -17,8 +17,8 @@ from export.modules import load_module
 from mmdit.errors import CheckpointError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.progress import Progress
+from serve.inside.preview import PROJECTION
 
-PROJECTION = "projection.json"
 PICTURES = 80
 HELD_OUT = 16
 SIDE = 64  # pixels: many small pictures show more colours than few large ones

@@ -13,6 +13,8 @@ from mmdit import artifact, target
 from mmdit.artifact import Layout
 from mmdit.contract import Precision
 from mmdit.errors import run_command
+from mmdit.family import Family, family_from_checkpoint
+from mmdit.shapes import shape_set
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -216,3 +218,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def large(miniature: Path) -> Family:
+    """A family with SD3.5 Large's sizes."""
+    sizes = {
+        **{"name": "large", "variant": "large", "layers": 38, "clip_l_dim": 768, "clip_l_pooled": 768},
+        **{"clip_g_dim": 1280, "clip_g_pooled": 1280, "t5_dim": 4096, "context_dim": 4096},
+        **{"pooled_dim": 2048, "max_latent": 384, "default_size": 1024},
+    }
+    return family_from_checkpoint(miniature).model_copy(update=sizes)
+
+
+@pytest.fixture
+def hopper(large: Family, tmp_path: Path) -> Layout:
+    """SD3.5 Large's engines for Hopper."""
+    from stand_in_plans import write_engines
+
+    layout = Layout("large", tmp_path)
+    write_engines(layout, large, shape_set(large, "square-1024"))
+    return layout

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 from test_serve_compatibility import libnvinfer
-from test_serve_repository import large  # noqa: F401  (a fixture)
 
 from mmdit.shapes import NAMES, shape_set
 from serve.launcher import EXIT_TIMEOUT
@@ -185,7 +184,7 @@ def test_the_redis_service_is_one_that_the_launcher_reaches_and_others_do_not():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_compose_files_shared_memory_is_enough_for_large(large, name):  # noqa: F811
+def test_the_compose_files_shared_memory_is_enough_for_large(large, name):
     """With every shape set, and the requests and streams that the policies admit."""
     policies = "".join(path.read_text() for path in ROOT.glob("model_repository/*/config.pbtxt"))
     limits = {

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
 from export.modules import load_module
-from export.projection_from_vae import PROJECTION, explained, random_picture, write_projection
+from export.projection_from_vae import explained, random_picture, write_projection
 from miniature.scenes import draw, scenes
 from mmdit.artifact import read_manifest
 from mmdit.errors import CheckpointError
 from mmdit.family import family_from_checkpoint
-from serve.inside.preview import projected, read_projection
+from serve.inside.preview import PROJECTION, projected, read_projection
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serve_repository import write_engines
+from stand_in_plans import write_engines
 
 from mmdit.artifact import Layout, Manifest, read_manifest, whole
 from mmdit.contract import Precision

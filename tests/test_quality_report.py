@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_serve_repository import write_engines
+from stand_in_plans import write_engines
 
 from measure.check_page import CheckRecord
 from measure.check_page import page as check_page

@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_serve_repository import large  # noqa: F401  (a fixture)
 
 from mmdit.artifact import read_manifest
 from mmdit.shapes import NAMES, shape_set
@@ -49,7 +48,7 @@ def test_a_real_server_stays_within_the_computed_shared_memory(fp16_repository, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_large_needs_more_shared_memory_than_docker_gives(large, name):  # noqa: F811
+def test_large_needs_more_shared_memory_than_docker_gives(large, name):
     """The contexts of the requests in the denoiser alone, [2, 333, 4096] in FP16 each, are 349 MB."""
     shapes = shape_set(large, name)
     needed = shared_memory(large, shapes, "tensorrt", **MANY)
@@ -60,7 +59,7 @@ def test_large_needs_more_shared_memory_than_docker_gives(large, name):  # noqa:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cuda_pool_holds_two_calls_pictures(large, name):  # noqa: F811
+def test_the_cuda_pool_holds_two_calls_pictures(large, name):
     """FP16 [3, H, W] each; never less than Triton's own 64 MiB."""
     shapes = shape_set(large, name)
     pictures = [each.max_rows * 3 * each.max[0] * each.max[1] * 2 for each in shapes.ranges]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from test_serve_repository import hopper, large, packaged  # noqa: F401  (two are fixtures)
+from stand_in_plans import packaged
 
 from mmdit.artifact import read_manifest
 from mmdit.contract import Precision
@@ -76,7 +76,7 @@ def test_a_request_without_a_seed_is_refused(cached):
     assert "INVALID_ARGUMENT" in refused.value.status()
 
 
-def test_the_option_is_part_of_the_repository(hopper, tmp_path):  # noqa: F811
+def test_the_option_is_part_of_the_repository(hopper, tmp_path):
     """In its manifest, so that it is packaged anew with it and without."""
     engines, output = [Engines(hopper, "hopper", Precision.FP8)], tmp_path / "repository"
     for wanted in (True, False):
@@ -91,7 +91,7 @@ def test_the_option_is_part_of_the_repository(hopper, tmp_path):  # noqa: F811
             assert seed.optional != kept
 
 
-def test_a_policy_that_caches_pictures_of_any_seed_is_refused(hopper, tmp_path, monkeypatch):  # noqa: F811
+def test_a_policy_that_caches_pictures_of_any_seed_is_refused(hopper, tmp_path, monkeypatch):
     """A `response_cache` written by hand leaves the seed optional."""
     policies = tmp_path / "model_repository"
     shutil.copytree(repository.POLICIES, policies)

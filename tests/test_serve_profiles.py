@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from stand_in_plans import CAPABILITIES, write_engines
 from test_quality_packager import write_gate
-from test_serve_repository import CAPABILITIES, ROOT, large, write_engines  # noqa: F401  (a fixture)
 
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Precision, components, profiles
@@ -17,6 +17,7 @@ from serve import model_config, repository
 from serve.engine_set import Engines
 from serve.repository import package
 
+ROOT = Path(__file__).resolve().parent.parent
 BOTH = ("ada", "hopper")
 
 
@@ -28,13 +29,13 @@ def configs(layout: Layout, *targets: str, precision=Precision.FP16):
 
 
 @pytest.fixture(params=NAMES)
-def shapes(large, request):  # noqa: F811
+def shapes(large, request):
     """Every shape set, for SD3.5 Large."""
     return shape_set(large, request.param)
 
 
 @pytest.fixture
-def layout(large, shapes, tmp_path) -> Layout:  # noqa: F811
+def layout(large, shapes, tmp_path) -> Layout:
     """Large's FP16 engines for Hopper with the shape set."""
     layout = Layout("large", tmp_path)
     write_engines(layout, large, shapes, precision=Precision.FP16)
@@ -53,7 +54,7 @@ def test_each_profile_gets_a_context_of_its_own_size(layout, shapes):
         assert "execution_context_allocation_strategy" not in written[name].parameters
 
 
-def test_the_shapes_of_static_profiles_are_captured_as_cuda_graphs(layout, shapes, large):  # noqa: F811
+def test_the_shapes_of_static_profiles_are_captured_as_cuda_graphs(layout, shapes, large):
     """Exactly those, with every input, without the rows: Triton replays a graph for equal shapes alone."""
     for name, config in configs(layout, "hopper").items():
         signature = components(large, shapes)[name]
@@ -68,7 +69,7 @@ def test_the_shapes_of_static_profiles_are_captured_as_cuda_graphs(layout, shape
         assert found or name == "vae_decoder"  # whose one profile spans all sizes
 
 
-def test_the_backend_takes_the_static_profile_for_its_shape(shapes, large):  # noqa: F811
+def test_the_backend_takes_the_static_profile_for_its_shape(shapes, large):
     """By its own measure of the distance to each profile's usual shape; of equals it takes the first.
 
     As in instance_state.cc of July 2026, which compares each dim with the one before it.
@@ -103,7 +104,7 @@ def test_the_backend_takes_the_static_profile_for_its_shape(shapes, large):  # n
     ],
 )
 def test_the_operators_policy_decides_about_graphs_and_memory(
-    large,  # noqa: F811
+    large,
     tmp_path,
     monkeypatch,
     text,
@@ -130,7 +131,7 @@ def test_the_cpu_repository_has_neither_graphs_nor_gpu_parameters(fp16_repositor
 
 
 @pytest.fixture
-def both(large, tmp_path) -> Layout:  # noqa: F811
+def both(large, tmp_path) -> Layout:
     """Large's FP8 engines for Ada and Hopper."""
     layout = Layout("large", tmp_path)
     for target in BOTH:
@@ -175,7 +176,7 @@ def test_each_targets_fp8_needs_its_own_passed_gate(both, judged):
     assert not both.repository("ada-hopper", Precision.FP8).exists()
 
 
-def test_targets_of_other_shape_sets_do_not_share_a_repository(both, large):  # noqa: F811
+def test_targets_of_other_shape_sets_do_not_share_a_repository(both, large):
     """One scheduler obeys one table, and one config names the profiles of all."""
     write_engines(both, large, shape_set(large, "buckets-1mp"), target="ada")
     with pytest.raises(RepositoryError, match="hopper have another shapes than those for ada"):
@@ -199,7 +200,7 @@ def test_the_command_takes_targets_with_commas_in_any_order(both):
     assert alone.returncode == 2 and "cpu" in alone.stderr
 
 
-def test_a_gpu_without_fp8_joins_with_its_fp16_engines(both, large):  # noqa: F811
+def test_a_gpu_without_fp8_joins_with_its_fp16_engines(both, large):
     """sm86 beside hopper's FP8: the precision is a target's own."""
     shapes = shape_set(large, "square-1024")
     write_engines(both, large, shapes, target="sm86", precision=Precision.FP16)

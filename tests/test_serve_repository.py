@@ -9,18 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from stand_in_plans import packaged, write_engines
 
-from mmdit.artifact import Layout, Manifest, read_manifest, whole
+from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import (
     COMPONENTS,
     Precision,
     components,
     ensemble_steps,
-    profiles,
     served_models,
 )
 from mmdit.errors import ArtifactError, RepositoryError
-from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import ShapeSet, SizeRange, shape_set
 from mmdit.step_times import StepTimes, write
 from serve import model_config, repository
@@ -28,82 +27,6 @@ from serve.engine_set import Engines
 from serve.repository import check_repository, package
 
 ROOT = Path(__file__).resolve().parent.parent
-CAPABILITIES = {"hopper": "9.0", "ada": "8.9", "sm90": "9.0", "sm86": "8.6"}
-
-
-@pytest.fixture(scope="module")
-def large(miniature) -> Family:
-    """A family with SD3.5 Large's sizes."""
-    sizes = {
-        **{"name": "large", "variant": "large", "layers": 38, "clip_l_dim": 768, "clip_l_pooled": 768},
-        **{"clip_g_dim": 1280, "clip_g_pooled": 1280, "t5_dim": 4096, "context_dim": 4096},
-        **{"pooled_dim": 2048, "max_latent": 384, "default_size": 1024},
-    }
-    return family_from_checkpoint(miniature).model_copy(update=sizes)
-
-
-def write_engines(
-    layout: Layout,
-    family: Family,
-    shapes: ShapeSet,
-    *,
-    checkpoint="one",
-    only=COMPONENTS,
-    precision=Precision.FP8,
-    target="hopper",
-    tensorrt="11.4.0.106",
-    options=None,
-):
-    """Engines for TensorRT whose plans are a few bytes, tokenizers and a projection, as their stages do."""
-    of_mmdit = precision
-    for name in only:
-        precision = of_mmdit if name == "mmdit" else Precision.FP16
-        signature = components(family, shapes)[name]
-        manifest = Manifest(
-            kind="engine",
-            checkpoint=checkpoint,
-            made_from={"model.onnx": name},
-            settings={
-                **{"component": name, "precision": precision.value, "runtime": "tensorrt"},
-                **{"target": target, "family": family.model_dump(mode="json")},
-                "shapes": shapes.model_dump(mode="json"),
-                "profiles": json.loads(json.dumps(profiles(signature, shapes))),
-                "options": options or {},
-            },
-            versions={"tensorrt": tensorrt, "compute_capability": CAPABILITIES[target]},
-            findings={"gpu": f"a card of {target}", "driver": "600.1", "engine_bytes": 16},
-        )
-        with whole(layout.engine(target, name, precision), manifest) as folder:
-            (folder / "model.plan").write_bytes(f"{target} {name}".ljust(16).encode()[:16])
-    for exported, names in (
-        (layout.tokenizers, ("clip_l", "clip_g", "t5")),
-        (layout.preview, ("projection",)),
-    ):
-        manifest = Manifest(
-            kind=exported.name,
-            checkpoint="one",
-            made_from={},
-            settings={"family": family.model_dump(mode="json")},
-            versions={},
-        )
-        with whole(exported, manifest) as folder:
-            for name in names:
-                (folder / f"{name}.json").write_text("{}")
-
-
-@pytest.fixture
-def hopper(large, tmp_path) -> Layout:
-    """SD3.5 Large's engines for Hopper."""
-    layout = Layout("large", tmp_path)
-    write_engines(layout, large, shape_set(large, "square-1024"))
-    return layout
-
-
-def packaged(layout: Layout) -> Path:
-    """The repository of Hopper's engines."""
-    output = layout.repository("hopper", Precision.FP8)
-    package([Engines(layout, "hopper", Precision.FP8)], output, accept_quality=True)
-    return output
 
 
 def test_a_build_from_before_previews_is_told_what_to_run(hopper):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
-from test_serve_repository import large, packaged, write_engines  # noqa: F401  (one is a fixture)
+from stand_in_plans import packaged, write_engines
 
 from mmdit.artifact import Layout
 from mmdit.contract import COMPONENTS, TEXT_ENCODERS, components, profiles
@@ -27,12 +27,12 @@ def samples(config) -> list[dict[str, tuple[int, ...]]]:
 
 
 @pytest.fixture(params=NAMES)
-def shapes(request, large) -> ShapeSet:  # noqa: F811
+def shapes(request, large) -> ShapeSet:
     return shape_set(large, request.param)
 
 
 @pytest.fixture
-def configs(shapes, large, tmp_path):  # noqa: F811
+def configs(shapes, large, tmp_path):
     """The engines' configs for TensorRT, with every shape set."""
     layout = Layout("large", tmp_path)
     write_engines(layout, large, shapes)
@@ -56,7 +56,7 @@ def test_every_size_range_is_called_with_a_requests_rows_and_with_the_most(confi
             assert all(each.zero_data for each in sample.inputs.values())
 
 
-def test_every_warm_up_call_is_one_that_a_profile_takes(configs, shapes, large):  # noqa: F811
+def test_every_warm_up_call_is_one_that_a_profile_takes(configs, shapes, large):
     """All inputs, with their dtypes, within the bounds of one profile: else the server would not start."""
     for name, config in configs.items():
         tables = profiles(components(large, shapes)[name], shapes)
@@ -74,7 +74,7 @@ def test_every_warm_up_call_is_one_that_a_profile_takes(configs, shapes, large):
             ), f"{name}: {call}"
 
 
-def test_an_operators_own_warm_up_is_kept(large, tmp_path, monkeypatch):  # noqa: F811
+def test_an_operators_own_warm_up_is_kept(large, tmp_path, monkeypatch):
     """As it was written, and nothing beside it."""
     policies = tmp_path / "model_repository"
     shutil.copytree(ROOT / "model_repository", policies)
