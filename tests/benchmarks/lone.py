@@ -21,6 +21,7 @@ from export.checkpoint import checkpoint_folder
 from mmdit.artifact import Layout, read_manifest, shown
 from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Precision
 from mmdit.errors import run_command
+from mmdit.progress import Progress
 from serve.client import Client
 from serve.inside.admission import denoising_from
 from serve.inside.denoise import vae_latent
@@ -94,8 +95,10 @@ def diffusers_pipeline() -> Callable[[str, int], object]:
     )
 
 
-def taken_in_turns(ways: Mapping[str, Callable[[str, int], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of `count` pictures each way, in turns, after one that does not count."""
+def taken_in_turns(
+    ways: Mapping[str, Callable[[str, int], object]], count: int, made: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of `count` pictures each way, in turns, after one that does not count; `made` after each."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(count + 1):
         for name, make in ways.items():
@@ -103,6 +106,7 @@ def taken_in_turns(ways: Mapping[str, Callable[[str, int], object]], count: int)
             make(prompt_of(number), number)
             if number:
                 taken[name].append(time.perf_counter() - begin)
+            made()
     return taken
 
 
@@ -130,7 +134,9 @@ def main() -> None:
                 f"Triton, ONNX Runtime, {name}": served,
                 f"Triton, ONNX Runtime, {name}, streamed": streamed,
             }
-        taken = taken_in_turns(ways, 3 if given.quick else 15)
+        count = 3 if given.quick else 15
+        bar = stack.enter_context(Progress("pictures", (count + 1) * len(ways)))
+        taken = taken_in_turns(ways, count, bar.advance)
     medians = {name: statistics.median(each) for name, each in taken.items()}
     peer = medians["diffusers, PyTorch, FP32"]
     rows = []

@@ -20,6 +20,7 @@ import numpy as np
 from mmdit.artifact import Layout, shown
 from mmdit.contract import Precision
 from mmdit.errors import run_command
+from mmdit.progress import Progress
 from serve.launcher import running
 from serve.ports import Ports
 from tests.benchmarks import pages
@@ -63,6 +64,7 @@ def round_of_clients(
     durations: Sequence[float],
     fresh: Callable[[int], list[int]],
     quick: bool,
+    bar: Progress,
 ) -> dict[tuple[str, float], Load]:
     """Every way with every number of clients, in turns."""
     found: dict[tuple[str, float], Load] = {}
@@ -70,6 +72,7 @@ def round_of_clients(
         pictures = clients + (4 if quick else max(8, 2 * clients))
         for way, generator in servers.items():
             found[way, clients] = generator.clients(clients, requests(fresh(pictures)))
+            bar.advance()
         found[LOOP, clients] = looped(durations, clients, pictures)
     return found
 
@@ -81,6 +84,7 @@ def round_of_arrivals(
     capacity: float,
     seed: int,
     quick: bool,
+    bar: Progress,
 ) -> dict[tuple[str, float], Load]:
     """Every way under the same arrivals, at each share of `capacity` (pictures/s)."""
     found: dict[tuple[str, float], Load] = {}
@@ -90,6 +94,7 @@ def round_of_arrivals(
         gaps *= pictures / gaps.sum() / (load * capacity)  # this very sample has the load
         for way, generator in servers.items():
             found[way, load] = generator.arrivals(gaps.tolist(), requests(fresh(pictures)))
+            bar.advance()
         found[LOOP, load] = queued(durations, np.cumsum(gaps).tolist())
     return found
 
@@ -115,12 +120,16 @@ def measure(rounds: int, quick: bool) -> tuple[Found, Found]:
             stack.enter_context(running(repository, ports, log))
             servers[way] = LoadGenerator(f"localhost:{ports.grpc}")
             servers[way].clients(2, requests(fresh(4)))  # warm
-        for seed in range(1 if quick else rounds):
+        rounds = 1 if quick else rounds
+        runs = rounds * len(servers) * (len(CLIENTS) + len(LOADS))
+        bar = stack.enter_context(Progress("under load", runs, "runs"))
+        for seed in range(rounds):
             (durations,) = taken_in_turns({LOOP: make}, 3 if quick else 12).values()
-            for key, load in round_of_clients(servers, durations, fresh, quick).items():
+            for key, load in round_of_clients(servers, durations, fresh, quick, bar).items():
                 clients.setdefault(key, []).append(load)
             capacity = max(rate(clients[ONE, each]) for each in CLIENTS)
-            for key, load in round_of_arrivals(servers, durations, fresh, capacity, seed, quick).items():
+            under = round_of_arrivals(servers, durations, fresh, capacity, seed, quick, bar)
+            for key, load in under.items():
                 loads.setdefault(key, []).append(load)
     return clients, loads
 
