@@ -154,7 +154,7 @@ evaluate: $(READY) ## score the miniature's served pictures of 200 captions in F
 	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp8 ACCEPT_QUALITY=1
 	@$(RUN) -m miniature evaluate --target $(call quoted,TARGET)
 
-bench: $(READY) ## all benchmarks, each beside its peer, into docs/benchmarks: half an hour on an idle machine
+bench: $(READY) ## all benchmarks, each beside its peer, into docs/benchmarks: an hour on an idle machine
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
 	@for each in scheduling real_scheduling step_cost lone serving guidance; do \

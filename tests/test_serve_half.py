@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from serve.inside.half import plus_halves, to_half
+from serve.inside import half
+from serve.inside.half import plus_halves
+
+
+def to_half(values):
+    out = np.empty(values.shape, np.float16)
+    half.to_half(values, out)
+    return out
+
 
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 
@@ -62,6 +70,14 @@ def test_random_numbers_of_all_magnitudes_are_rounded_as_numpy_rounds(seed):
 def test_what_half_does_not_hold_is_infinite_and_nan_stays():
     values = np.array([65519.9, 65520, 1e5, 131072, 3e38, np.inf, -np.inf, -1e6, np.nan], np.float32)
     np.testing.assert_array_equal(to_half(values), [65504, *[np.inf] * 5, -np.inf, -np.inf, np.nan])
+
+
+def test_each_row_gets_the_same_values():
+    rows = np.empty((2, 3), np.float16)
+    half.to_half(np.array([1.5, -2, 1e6], np.float32), rows)
+    assert rows.tolist() == [[1.5, -2, np.inf]] * 2
+    half.to_half(np.array([0.5, -2, 1], np.float32), rows)
+    assert rows.tolist() == [[0.5, -2, 1]] * 2
 
 
 def test_the_shape_stays_and_the_input_too():

@@ -115,8 +115,11 @@ class Denoising:
 
     def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
         """The step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
-        row: Array = to_half(self.latents) if dtype is np.float16 else self.latents.astype(dtype)
-        latent = np.repeat(row[None], self.rows, axis=0)
+        latent: Array = np.empty((self.rows, *self.size), dtype)
+        if dtype is np.float16:
+            to_half(self.latents, latent)
+        else:
+            latent[...] = self.latents
         timestep = self.sigmas[self.step] * np.float32(self.train_timesteps)
         return latent, np.full((self.rows, 1), timestep, np.float32)
 

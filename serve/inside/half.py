@@ -17,14 +17,16 @@ _WIDENED = np.uint32(0x8FFFE000).view(np.int32)  # sign, exponent and fraction o
 _TOO_LARGE = 65520  # rounds to infinity: FP16's largest number is 65504
 
 
-def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """`values` in FP16, rounded to nearest, halves to even.
+def to_half(values: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> None:
+    """Write `values` into `out`, each of its rows if it has one dimension more: rounded to nearest, halves
+    to even.
 
     Below 2^-14, where FP16 has fewer digits, an error of up to 2^-24, its smallest step.
     """
     if not values.size or not (values.max() < _TOO_LARGE and values.min() > -_TOO_LARGE):  # or NaN
         with np.errstate(over="ignore"):
-            return values.astype(np.float16)
+            out[...] = values
+        return
     moved = np.multiply(values, np.float32(1 / _BIAS))
     rounded = np.multiply(values, np.float32(_ROUNDING / _BIAS))
     np.subtract(rounded, moved, out=moved)
@@ -35,7 +37,7 @@ def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     np.right_shift(np.ascontiguousarray(values).view(np.int32), 16, out=sign)
     sign &= _SIGN
     half |= sign  # the shift has moved the sign's copies beyond the 16 bits that are kept
-    return half.astype(np.uint16).view(np.float16)
+    out.view(np.uint16)[...] = half
 
 
 def plus_halves(
@@ -56,8 +58,7 @@ def plus_halves(
         factors = [np.float32(weight * _BIAS) for weight in weights]
     for row, factor in zip(wide, factors, strict=True):
         row *= factor
-    total: npt.NDArray[np.float32] = wide[0]
-    total += values
+    total: npt.NDArray[np.float32] = values + wide[0]
     for row in wide[1:]:
         total += row
     return total

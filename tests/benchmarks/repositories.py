@@ -28,6 +28,7 @@ output { name: "scheduled" data_type: TYPE_FP64 dims: -1 }
 output { name: "engine" data_type: TYPE_FP64 dims: -1 }
 output { name: "host" data_type: TYPE_FP64 dims: -1 }
 output { name: "bare" data_type: TYPE_FP64 dims: -1 }
+output { name: "renewed" data_type: TYPE_FP64 dims: -1 }
 """
 
 
