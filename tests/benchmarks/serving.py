@@ -168,7 +168,7 @@ def summary(clients: Found, loads: Found) -> str:
 
     rows = [
         (
-            f"pictures/s at {each} clients",
+            f"pictures/s at {each} client{'s' * (each > 1)}",
             *(against(clients, each, peer, rate) for peer in (ONE, LOOP)),
         )
         for each in CLIENTS
