@@ -147,7 +147,8 @@ class StepScheduler:
                 self._end(request, error)
             return 0
         host = time.perf_counter() - answered + asked - begin
-        self.pace.note(call[0].size, host, answered - asked if alone else None)
+        with self._changed:
+            self.pace.note(call[0].size, host, answered - asked if alone else None)
         self._tell("called", call, len(velocity), queued, answered - asked, host)
         return len(velocity)
 
