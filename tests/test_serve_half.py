@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from serve.inside import half
-from serve.inside.half import plus_halves
+from serve.inside.half import plus_weighted, write
 
 
 def to_half(values):
     out = np.empty(values.shape, np.float16)
-    half.to_half(values, out)
+    write(values, out)
     return out
 
 
@@ -19,20 +18,20 @@ EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 def test_every_half_is_added_as_numpy_adds_it():
     """All that are finite, alone and with guidance's weights."""
     finite = EVERY_HALF[np.isfinite(EVERY_HALF)]
-    found = plus_halves(np.zeros(len(finite), np.float32), finite[None], [1.0])
+    found = plus_weighted(np.zeros(len(finite), np.float32), finite[None], [1.0])
     np.testing.assert_array_equal(found, finite.astype(np.float32))
     halves = np.stack([finite, finite[::-1]])
     values = np.linspace(-3, 3, len(finite)).astype(np.float32)
     wide = halves.astype(np.float64)
     expected = values - 0.25 * wide[0] + 0.35 * wide[1]
     bound = 2.0**-22 * (np.abs(values) + 0.25 * np.abs(wide[0]) + 0.35 * np.abs(wide[1]))
-    assert (np.abs(plus_halves(values, halves, [-0.25, 0.35]) - expected) <= bound).all()
+    assert (np.abs(plus_weighted(values, halves, [-0.25, 0.35]) - expected) <= bound).all()
 
 
 @pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
 def test_what_an_engine_overflowed_to_stays_as_it_is(odd):
     halves = np.array([[1.5, odd, -2.0], [1, 1, 1]], np.float16)
-    found = plus_halves(np.ones(3, np.float32), halves, [2.0, 1.0])
+    found = plus_weighted(np.ones(3, np.float32), halves, [2.0, 1.0])
     np.testing.assert_array_equal(found, np.array([5, odd, -2], np.float32))
 
 
@@ -74,9 +73,9 @@ def test_what_half_does_not_hold_is_infinite_and_nan_stays():
 
 def test_each_row_gets_the_same_values():
     rows = np.empty((2, 3), np.float16)
-    half.to_half(np.array([1.5, -2, 1e6], np.float32), rows)
+    write(np.array([1.5, -2, 1e6], np.float32), rows)
     assert rows.tolist() == [[1.5, -2, np.inf]] * 2
-    half.to_half(np.array([0.5, -2, 1], np.float32), rows)
+    write(np.array([0.5, -2, 1], np.float32), rows)
     assert rows.tolist() == [[0.5, -2, 1]] * 2
 
 
@@ -84,7 +83,7 @@ def test_the_shape_stays_and_the_input_too():
     values = np.full((2, 3, 4), 1.5, np.float32)[:, ::-1]
     halves = to_half(values)
     assert halves.shape == (2, 3, 4)
-    assert plus_halves(values[0], halves, [1.0, 1.0]).shape == (3, 4)
+    assert plus_weighted(values[0], halves, [1.0, 1.0]).shape == (3, 4)
     assert (values == 1.5).all()
     assert (halves == 1.5).all()
     assert to_half(np.zeros((0, 4), np.float32)).shape == (0, 4)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .half import plus_halves, to_half
+from .half import plus_weighted, write
 from .limits import Limits
 
 Array = npt.NDArray[Any]
@@ -116,10 +116,7 @@ class Denoising:
     def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
         """The step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
         latent: Array = np.empty((self.rows, *self.size), dtype)
-        if dtype is np.float16:
-            to_half(self.latents, latent)
-        else:
-            latent[...] = self.latents
+        write(self.latents, latent)
         timestep = self.sigmas[self.step] * np.float32(self.train_timesteps)
         return latent, np.full((self.rows, 1), timestep, np.float32)
 
@@ -129,12 +126,7 @@ class Denoising:
         scale = self.guidance_scale
         weights = [step * (1 - scale), step * scale] if self.rows == GUIDED_ROWS else [step]
         with np.errstate(invalid="ignore", over="ignore"):  # see `fault`
-            if velocity.dtype == np.float16:
-                self.latents = plus_halves(self.latents, velocity, weights)
-            else:
-                moved: Array = np.tensordot(np.array(weights, np.float32), velocity.astype(np.float32), 1)
-                moved += self.latents
-                self.latents = moved
+            self.latents = plus_weighted(self.latents, velocity, weights)
         self.step += 1
 
 

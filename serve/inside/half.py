@@ -6,6 +6,7 @@ rounded by a subtraction, and bits are shifted as integers: numpy does all of it
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,14 @@ _WIDENED = np.uint32(0x8FFFE000).view(np.int32)  # sign, exponent and fraction o
 _TOO_LARGE = 65520  # rounds to infinity: FP16's largest number is 65504
 
 
-def to_half(values: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> None:
-    """Write `values` into `out`, each of its rows if it has one dimension more: rounded to nearest, halves
-    to even.
+def write(values: npt.NDArray[np.float32], out: npt.NDArray[Any]) -> None:
+    """Write `values` into `out`, each of its rows if it has one dimension more, in the dtype of `out`.
 
-    Below 2^-14, where FP16 has fewer digits, an error of up to 2^-24, its smallest step.
+    In FP16 rounded to nearest, halves to even; below 2^-14, where FP16 has fewer digits, with an error of up
+    to 2^-24, its smallest step.
     """
-    if not values.size or not (values.max() < _TOO_LARGE and values.min() > -_TOO_LARGE):  # or NaN
+    held = values.size and values.max() < _TOO_LARGE and values.min() > -_TOO_LARGE  # no NaN either
+    if out.dtype != np.float16 or not held:
         with np.errstate(over="ignore"):
             out[...] = values
         return
@@ -40,18 +42,16 @@ def to_half(values: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> No
     out.view(np.uint16)[...] = half
 
 
-def plus_halves(
-    values: npt.NDArray[np.float32], halves: npt.NDArray[np.float16], weights: Sequence[float]
+def plus_weighted(
+    values: npt.NDArray[np.float32], rows: npt.NDArray[Any], weights: Sequence[float]
 ) -> npt.NDArray[np.float32]:
-    """`values` [...] and each of `halves` [n, ...] times its weight (below 2^16), the sum in FP32."""
-    halves = np.ascontiguousarray(halves)
-    bits = halves.view(np.int16)
-    most, least = bits.max(initial=0), halves.view(np.uint16).max(initial=0)
-    if most >= _INFINITY or least >= _NEGATIVE_INFINITY:
-        wide = halves.astype(np.float32)
+    """`values` [...] and each of `rows` [n, ...] times its weight (below 2^16), the sum in FP32."""
+    rows = np.ascontiguousarray(rows)
+    if rows.dtype != np.float16 or not _finite(rows):
+        wide = rows.astype(np.float32)
         factors = [np.float32(weight) for weight in weights]
     else:
-        moved = bits.astype(np.int32)
+        moved = rows.view(np.int16).astype(np.int32)
         moved <<= 13
         moved &= _WIDENED  # the sign was carried along, and stands in four bits
         wide = moved.view(np.float32)
@@ -62,3 +62,9 @@ def plus_halves(
     for row in wide[1:]:
         total += row
     return total
+
+
+def _finite(halves: npt.NDArray[np.float16]) -> bool:
+    """As signed integers the positive infinity and NaNs are the largest halves, as unsigned the negative."""
+    most, least = halves.view(np.int16).max(initial=0), halves.view(np.uint16).max(initial=0)
+    return bool(most < _INFINITY and least < _NEGATIVE_INFINITY)

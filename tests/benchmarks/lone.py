@@ -116,6 +116,7 @@ def main() -> None:
     layout = Layout("miniature")
     with ExitStack() as stack:
         ways: dict[str, Callable[[str, int], object]] = {"diffusers, PyTorch, FP32": diffusers_pipeline()}
+        without: dict[str, str] = {}  # a way through the server → the same files without one
         for precision in (Precision.FP16, Precision.FP8):
             ports = Ports.free()
             log = layout.root / "triton" / f"bench-{precision.value}.log"
@@ -129,11 +130,13 @@ def main() -> None:
                 return list(client.stream(prompt, seed=seed, steps=STEPS))
 
             name = precision.value.upper()
+            direct, through = f"ONNX Runtime, no server, {name}", f"Triton, ONNX Runtime, {name}"
             ways |= {
-                f"ONNX Runtime, no server, {name}": Direct(layout, precision).generate,
-                f"Triton, ONNX Runtime, {name}": served,
-                f"Triton, ONNX Runtime, {name}, streamed": streamed,
+                direct: Direct(layout, precision).generate,
+                through: served,
+                f"{through}, streamed": streamed,
             }
+            without |= {through: direct, f"{through}, streamed": direct}
         count = 3 if given.quick else 15
         bar = stack.enter_context(Progress("pictures", (count + 1) * len(ways)))
         taken = taken_in_turns(ways, count, bar.advance)
@@ -141,9 +144,7 @@ def main() -> None:
     peer = medians["diffusers, PyTorch, FP32"]
     rows = []
     for name, seconds in medians.items():
-        files = name.removesuffix(", streamed").replace("Triton, ONNX Runtime", "ONNX Runtime, no server")
-        alone = medians.get(files)
-        share = f"{1 - alone / seconds:.0%}" if name.startswith("Triton") and alone else "—"
+        share = f"{1 - medians[without[name]] / seconds:.0%}" if name in without else "—"
         rows.append((name, f"{seconds:.2f} s", f"{seconds / peer:.2f}", share))
     part = pages.table(["a picture", "median", "of diffusers", f"server's share (asked: ≤ {BAR:.0%})"], rows)
     page = pages.fill(given.out, "serving.md", {"lone": part, "machine": pages.machine()})
