@@ -177,6 +177,7 @@ def served_models(family: Family, *, cache_pictures: bool = False) -> dict[str, 
     # Not `seed`: an ensemble's input and output may not share a name (Triton 2.51: "expected a single
     # response, got 2").
     used_seed = one("used_seed", Dtype.INT64, optional=False)
+    deadline = one("deadline", Dtype.INT64)  # of the time-out, which Triton gives anew to each model
     truncated = one("truncated", Dtype.BOOL, optional=False)
     image = Tensor("image", Dtype.UINT8, ("H", "W", 3))
     initial = (
@@ -198,7 +199,7 @@ def served_models(family: Family, *, cache_pictures: bool = False) -> dict[str, 
         ),
         "text_encoder": Signature(
             inputs=(prompt, negative_prompt, guidance_scale),
-            outputs=(context, pooled, truncated),
+            outputs=(context, pooled, truncated, deadline),
         ),
         "denoiser": Signature(
             inputs=(
@@ -208,6 +209,7 @@ def served_models(family: Family, *, cache_pictures: bool = False) -> dict[str, 
                 one("begin", Dtype.INT32),
                 one("end", Dtype.INT32),
                 one("arrival", Dtype.INT64),
+                deadline,
             ),
             outputs=(latents, vae_latent, used_seed),
         ),
@@ -250,11 +252,11 @@ def ensemble_steps(family: Family) -> list[tuple[str, dict[str, str], dict[str, 
         (
             "text_encoder",
             same(served["text_encoder"].inputs, public),
-            same(served["text_encoder"].outputs, {"context", "pooled", "truncated"}),
+            same(served["text_encoder"].outputs, {"context", "pooled", "truncated", "deadline"}),
         ),
         (
             "denoiser",
-            same(served["denoiser"].inputs, public | {"context", "pooled"}),
+            same(served["denoiser"].inputs, public | {"context", "pooled", "deadline"}),
             {"vae_latent": "vae_latent", "used_seed": "used_seed"},
         ),
         ("vae_decoder", {"latent": "vae_latent"}, {"image": "decoded"}),

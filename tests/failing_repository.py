@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 FAILURES = ("error", "exception", "unavailable")
+SLOW = "slow"  # no failure: takes a second longer
 WRAPPER = """
+import time
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -21,6 +23,9 @@ class TritonPythonModel(Real):
         if not TOLD.exists():
             return super().execute(requests)
         failure, message = TOLD.read_text(), f"{TOLD.parent.parent.name} was told to fail"
+        if failure == "slow":
+            time.sleep(1)
+            return super().execute(requests)
         if failure == "exception":
             raise RuntimeError(message)
         code = pb_utils.TritonError.UNAVAILABLE if failure == "unavailable" else pb_utils.TritonError.INTERNAL
@@ -39,7 +44,7 @@ class FailingRepository:
             model.write_text(WRAPPER)
 
     def fail(self, model: str, failure: str) -> None:
-        """From its next call on the model fails so: one of FAILURES."""
+        """From its next call on the model fails so: one of FAILURES, or SLOW."""
         told = self.folder / model / "1/failure"
         told.with_suffix(".new").write_text(failure)
         told.with_suffix(".new").rename(told)

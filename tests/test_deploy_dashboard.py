@@ -17,7 +17,8 @@ VARIABLES = {"$__rate_interval": "1m", "$job": "mmdit-trt", "$instance": ".*"}
 GPU = {"nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "nv_gpu_utilization"}
 # Prometheus adds these labels to what it scrapes, and makes `up` itself.
 ADDED = {"job": "mmdit-trt", "instance": "localhost:8002"}
-OWN = re.compile(r"denoiser_|text_to_image_stream_")  # the metrics that the served models publish themselves
+# The metrics that the served models publish themselves.
+OWN = re.compile(r"text_encoder_|denoiser_|text_to_image_stream_")
 
 
 def parsed(query: str):

@@ -34,11 +34,7 @@ def test_a_picture_is_the_synchronous_clients(client, with_client):
 
 
 def test_two_streams_of_one_client_run_at_once(with_client):
-    """Each tells its own steps and ends with its own picture; neither waits for the other's end.
-
-    Enough steps for the half second that Triton's batcher may let the second one wait for `text_encoder`
-    (docs/serving.md).
-    """
+    """Each tells its own steps and ends with its own picture; neither waits for the other's end."""
     order = []
 
     async def follow(awaited, seed, steps):
@@ -49,9 +45,9 @@ def test_two_streams_of_one_client_run_at_once(with_client):
         return updates
 
     async def both(awaited):
-        return await asyncio.gather(follow(awaited, 1, 60), follow(awaited, 2, 45))
+        return await asyncio.gather(follow(awaited, 1, 12), follow(awaited, 2, 9))
 
-    for seed, steps, updates in zip((1, 2), (60, 45), with_client(both), strict=True):
+    for seed, steps, updates in zip((1, 2), (12, 9), with_client(both), strict=True):
         assert [(each.step, each.steps) for each in updates[:-1]] == [
             (step, steps) for step in range(1, steps + 1)
         ]

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from failing_repository import FAILURES, FailingRepository
+from failing_repository import FAILURES, SLOW, FailingRepository
 from triton_requests import KINDS, connect, executions, picture, rests, tensors, until
 
 from serve.launcher import running
@@ -196,3 +196,30 @@ def test_the_time_out_of_a_request_ends_its_work(server, connection, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_request_within_its_time_out_is_served(connection, kind):
     assert picture(connection, kind, prompt="a circle", steps=2, timeout=60_000_000).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_time_out_passes_while_the_text_is_encoded(repository, server, connection, kind):
+    """No step is made then; Triton would give the denoiser the whole time-out again."""
+    repository.fail("t5", SLOW)
+    before = executions(server)
+    begin = time.monotonic()
+    with pytest.raises(triton.InferenceServerException, match="time-out .*has passed before step"):
+        picture(connection, kind, prompt=new_prompt(), guidance_scale=np.ones(1, np.float32), timeout=500_000)
+    assert time.monotonic() - begin < SOON
+    assert executions(server) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_time_out_passes_while_others_texts_are_encoded(repository, server, connection, kind):
+    """Its own is not encoded then, and who was before it has a picture."""
+    with ThreadPoolExecutor(1) as thread, connect(server) as another:
+        repository.fail("t5", SLOW)
+        before = executions(server, "clip_l")
+        alone = np.ones(1, np.float32)  # guidance, without which the prompt's is the only row
+        first = thread.submit(picture, another, "unary", prompt=new_prompt(), steps=1, guidance_scale=alone)
+        until(lambda: executions(server, "clip_l") > before)
+        with pytest.raises(triton.InferenceServerException, match="time-out has passed before text_encoder"):
+            picture(connection, kind, prompt=new_prompt(), timeout=500_000)
+        assert first.result().any()
+    assert executions(server, "clip_l") == before + 1

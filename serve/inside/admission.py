@@ -64,7 +64,8 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     """A request's state from the `denoiser` model's inputs; what is not given gets its default.
 
     `arrival` is the stream's, which asks for one step after the other and keeps its place. Any client can
-    send it: a stamp that lies in the future, or more than ten minutes back, counts as none.
+    send it: a stamp that lies in the future, or more than ten minutes back, counts as none. `deadline` is
+    `text_encoder`'s: ns of the monotonic clock, 0 for none.
     Raises RequestError naming the input, its value and what was expected.
     """
     context, pooled = floats(inputs, "context", 3), floats(inputs, "pooled", 2)
@@ -115,6 +116,9 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
     if seed < 0:
         raise RequestError(f"seed is {seed}: expected 0 or more")
     arrival = whole(inputs, "arrival", 0)
+    deadline = whole(inputs, "deadline", 0)
+    if deadline < 0:
+        raise RequestError(f"deadline is {deadline}: expected 0 or more")
     if latents is None:
         size = (height // limits.pixels_per_latent, width // limits.pixels_per_latent)
         latents = noise_from_seed(seed, (limits.channels, *size))
@@ -133,4 +137,5 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         guided=guided,
         arrival=arrival if streamed else 0,
         streamed=streamed,
+        deadline=deadline,
     )

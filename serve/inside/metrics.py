@@ -1,8 +1,8 @@
-"""What an operator sees of the denoise loop and of streams, added up in plain Python.
+"""What an operator sees of the text's queue, the denoise loop and streams, added up in plain Python.
 
-Triton's own metrics pass them by: to Triton 2.51 a request of a model that answers later, as `denoiser` and
-`text_to_image_stream` do, is done and a success as soon as `execute` returns. So they tell neither of its
-latency nor of its failure, let alone of steps and rows.
+Triton's own metrics pass them by: to Triton 2.51 a request of a model that answers later, as `text_encoder`,
+`denoiser` and `text_to_image_stream` do, is done and a success as soon as `execute` returns. So they tell
+neither of its latency nor of its failure, let alone of steps and rows.
 
 Names begin with the Triton model that publishes them: `denoiser_`, since `mmdit_` would be another model's.
 `inside/publisher.py` takes the readings to Triton.
@@ -25,7 +25,7 @@ _OUTCOMES: dict[type[Exception], str] = {
     Full: "refused",
     RequestError: "invalid",
 }
-SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ DURATION = Family(
     "HISTOGRAM",
     "Seconds of finished requests, from arrival to last step",
     SECONDS,
+)
+TEXTS = Family("text_encoder_requests", "GAUGE", "Requests in the text's queue, the one worked on among them")
+TEXTS_ENDED = Family(
+    "text_encoder_requests_ended_total", "COUNTER", "Requests whose text is encoded, or that got an error"
+)
+TEXT_DURATION = Family(
+    "text_encoder_request_seconds", "HISTOGRAM", "Seconds of encoded requests, from arrival on", SECONDS
 )
 STREAMS = Family("text_to_image_stream_ended_total", "COUNTER", "Streams that have ended")
 
@@ -173,6 +180,28 @@ class StreamMetrics:
         """Everything up to now."""
         with self._lock:
             return Readings(dict(self._totals))
+
+
+class TextMetrics:
+    """How requests for text ended, and after how long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals = _ended(TEXTS_ENDED)
+        self._observed: list[tuple[Series, float]] = []
+
+    def ended(self, error: Exception | None, seconds: float) -> None:
+        """A request is answered, so many seconds after it came."""
+        with self._lock:
+            self._totals[TEXTS_ENDED, (("outcome", outcome_of(error)),)] += 1
+            if error is None:
+                self._observed.append(((TEXT_DURATION, ()), seconds))
+
+    def read(self, held: int) -> Readings:
+        """Everything up to now; `held` requests are in the queue."""
+        with self._lock:
+            observed, self._observed = self._observed, []
+            return Readings(dict(self._totals), {(TEXTS, ()): held}, observed)
 
 
 def _zeros(family: Family, label: str, values: Iterable[str]) -> dict[Series, float]:

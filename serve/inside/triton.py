@@ -90,8 +90,6 @@ def call(
         message, _, kind = error.message().rpartition(" ")
         if kind[1:-1] in _KINDS:
             raise _KINDS[kind[1:-1]](message)
-        if "maximum queue size" in error.message():  # Triton's own words
-            raise Full(f"{model} has as many requests waiting as it may: try again later")
         raise ModelError(error.message(), error.code())
     found = {name: pb_utils.get_output_tensor_by_name(answer, name) for name in outputs}
     missing = [name for name, tensor in found.items() if tensor is None]

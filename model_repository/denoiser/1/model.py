@@ -44,7 +44,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 denoising = denoising_from(self.model.inputs(request), self.limits)
-                denoising.deadline = deadline_in(request.timeout())
+                denoising.deadline = denoising.deadline or deadline_in(request.timeout())
                 denoising.priority = priority_of(request.parameters(), self.default_priority)
                 denoising.is_cancelled = sender.is_cancelled
                 denoising.on_end = partial(self.answer, request, sender)

@@ -7,11 +7,18 @@ servers that share one.
 """
 
 import itertools
+import threading
+import time
+from functools import partial
 
 import numpy as np
+import triton_python_backend_utils as pb_utils
 from inside import triton
-from inside.admission import check_guidance
+from inside.admission import check_guidance, deadline_in, priority_of
+from inside.bounded_queue import BoundedQueue, Job
 from inside.denoise import rows_of
+from inside.metrics import TextMetrics
+from inside.publisher import Publisher
 from inside.text import prompt_text
 
 MOST_FAILURES = 100  # of one prompt, that lie in the cache; each costs a look
@@ -23,30 +30,46 @@ class TritonPythonModel:
     def initialize(self, args):
         self.model = triton.Model(args)
         self.default_guidance = self.model.settings["family"]["guidance_scale"]
-        self.max_bytes = int(self.model.parameters["max_prompt_bytes"])
+        policy = {name: int(value) for name, value in self.model.parameters.items()}
+        self.max_bytes = policy["max_prompt_bytes"]
+        self.default_priority = priority_of("{}", policy["default_priority_level"])
+        self.queue = BoundedQueue("text_encoder", policy["max_requests"])
+        self.metrics = TextMetrics()
+        self.publisher = Publisher(lambda: self.metrics.read(len(self.queue)), pb_utils.MetricFamily)
+        self.thread = threading.Thread(target=self.queue.run, name="text")
+        self.thread.start()
 
     def execute(self, requests):
-        responses = []
         for request in requests:
+            answer = partial(self.answer, request, request.get_response_sender(), time.monotonic())
             try:
-                responses.append(triton.response(self.encode(**self.model.inputs(request)), request))
+                texts = self.texts(**self.model.inputs(request))
+                deadline = deadline_in(request.timeout())
+                priority = priority_of(request.parameters(), self.default_priority)
+                work = partial(self.encode, texts, deadline, answer)
+                self.queue.submit(Job(work, answer, priority, deadline))
             except Exception as error:
-                responses.append(triton.error_response(error, request))
-        return responses
+                answer(error)
+        return None
 
-    def encode(self, prompt, negative_prompt=None, guidance_scale=None):
+    def texts(self, prompt, negative_prompt=None, guidance_scale=None):
+        """What is to be encoded, a row each."""
         scale = self.default_guidance if guidance_scale is None else float(guidance_scale[0])
         texts = {"prompt": prompt[0]}
         if rows_of(check_guidance(scale)) == 2:
             texts = {"negative_prompt": b"" if negative_prompt is None else negative_prompt[0]} | texts
-        texts = {name: prompt_text(value, name, self.max_bytes) for name, value in texts.items()}
-        rows = [self.row(text) for text in texts.values()]
-        contexts, pooleds, truncated = zip(*rows, strict=True)
-        return {
-            "context": np.concatenate(contexts),
-            "pooled": np.concatenate(pooleds),
-            "truncated": np.logical_or.reduce(truncated),
-        }
+        return [prompt_text(value, name, self.max_bytes) for name, value in texts.items()]
+
+    def encode(self, texts, deadline, answer):
+        contexts, pooleds, truncated = zip(*map(self.row, texts), strict=True)
+        answer(
+            {
+                "context": np.concatenate(contexts),
+                "pooled": np.concatenate(pooleds),
+                "truncated": np.logical_or.reduce(truncated),
+                "deadline": triton.one(deadline, np.int64),
+            }
+        )
 
     def row(self, text):
         for generation in itertools.count():
@@ -61,3 +84,15 @@ class TritonPythonModel:
                     raise
                 continue
             return answer["context"], answer["pooled"], answer["truncated"]
+
+    def answer(self, request, sender, begin, result):
+        """Send a result, the outputs or an error."""
+        error = result if isinstance(result, Exception) else None
+        response = triton.error_response(error, request) if error else triton.response(result, request)
+        self.metrics.ended(error, time.monotonic() - begin)
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def finalize(self):
+        self.queue.close()
+        self.thread.join()
+        self.publisher.close()

@@ -79,6 +79,8 @@ class TritonPythonModel:
             "text_encoder",
             {name: inputs[name] for name in TEXT if name in inputs},
             ["context", "pooled", "truncated"],
+            timeout=request.timeout(),
+            parameters=parameters,
         )
         constants = triton.tensors(
             {name: inputs[name] for name in LASTING if name in inputs}
