@@ -28,7 +28,7 @@ from serve.inside.text import prompt_text
 TOKENS, WIDTH, POOLED = 3, 4, 2
 # Those of the contract, and what a client might send in their place.
 DTYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint64", "bool", "O")
-WHOLE = ("seed", "steps", "height", "width", "begin", "end", "arrival")
+WHOLE = ("seed", "steps", "height", "width", "begin", "end", "arrival", "deadline")
 NUMBERS = ("guidance_scale", "guidance_start", "guidance_end")
 EXTREME = [0, 1, -1, 2, 16, 64, 120, 128, 200, 256, 257, 2**31 - 1, -(2**31), 2**62, -(2**63)]
 STRANGE = [0.0, -0.0, 0.5, 1.0, 4.5, 100.0, 101.0, 1e-40, 3e38, float("nan"), float("inf"), float("-inf")]
@@ -115,6 +115,7 @@ def check(denoising, limits):
     assert 0 <= first <= last <= len(denoising.sigmas) - 1
     assert 0 <= denoising.seed < 2**63
     assert denoising.arrival >= 0
+    assert denoising.deadline >= 0
     assert 1 <= denoising.rows <= denoising.max_rows
 
 

@@ -67,6 +67,7 @@ def test_every_request_ends_with_one_outcome():
     scheduler.submit(request(deadline=time.monotonic_ns()))
     with pytest.raises(Full):
         scheduler.submit(request())
+    scheduler.look()
     scheduler.step()
     readings = metrics.read(scheduler.held())
     counted = {
@@ -177,6 +178,8 @@ def test_a_server_counts_how_requests_end(server, client, connection):
     before = settled(server)
     with pytest.raises(ServerError, match="height is 100"):
         client.generate("a circle", height=100)
+    with pytest.raises(ServerError, match="prompt has 9000 bytes"):
+        client.generate("x" * 9000)
     with pytest.raises(triton.InferenceServerException):
         connection.infer("text_to_image", tensors(prompt="a circle", steps=200), timeout=50_000)
     assert len(list(client.stream("a circle", steps=3))) == 4
@@ -195,6 +198,11 @@ def test_a_server_counts_how_requests_end(server, client, connection):
     assert rose("denoiser_requests_ended_total", outcome="refused") == 2
     assert rose("denoiser_requests_ended_total", outcome="cancelled") == most
     assert rose("denoiser_requests_ended_total", outcome="failed") == 0
+    assert rose("text_encoder_requests_ended_total", outcome="invalid") == 1
+    assert rose("text_encoder_requests_ended_total", outcome="finished") == 4
+    assert rose("text_encoder_requests_ended_total") == 5
+    assert rose("text_encoder_request_seconds_count") == 4
+    assert value(after, "text_encoder_requests") == 0
     assert rose("text_to_image_stream_ended_total", outcome="finished") == 1
     assert rose("text_to_image_stream_ended_total", outcome="cancelled") == 1
     assert value(after, "denoiser_requests") == 0

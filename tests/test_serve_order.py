@@ -219,6 +219,7 @@ def test_an_observer_is_told_of_every_call_and_every_end():
     scheduler.submit(request(steps=2, is_cancelled=lambda: True))
     with pytest.raises(Full):
         scheduler.submit(request())
+    scheduler.look()
     run(scheduler)
     assert witness.calls == [(2, 3), (1, 1)]
     assert witness.ends == [Full, Cancelled, type(None), type(None)]

@@ -1,11 +1,11 @@
 """A stream in the step scheduler: parts of one picture, each a request, that keep their place meanwhile."""
 
-import time
+from functools import partial
 
 import pytest
 from stand_in_engine import Engine, request
 
-from serve.inside.schedule import HOLD, KEPT, Full, StepScheduler
+from serve.inside.schedule import HOLD, KEPT, Cancelled, Full, StepScheduler
 
 
 def part(step: int, steps: int = 4, arrival: int = 5, **given):
@@ -110,12 +110,34 @@ def test_a_stream_that_does_not_come_back_leaves_nothing_behind():
     assert not scheduler._parked and not scheduler._constants
 
 
-def test_a_request_outside_the_next_call_is_asked_now_and_then_whether_it_was_cancelled():
-    """Each question is a round trip to the server: not one for each of sixty at every step."""
-    asked = []
+def test_a_request_that_waits_is_asked_now_and_then_whether_it_was_cancelled():
+    """Each question is a round trip to the server: not one for each of sixty at every look."""
+    asked = {"flying": 0, "waiting": 0}
+
+    def ask(which):
+        asked[which] += 1
+        return False
+
     scheduler = StepScheduler(Engine(), 64)
-    scheduler.submit(request(steps=9, max_rows=2))
-    scheduler.submit(request(max_rows=2, is_cancelled=lambda: bool(asked.append(time.perf_counter()))))
+    for which in asked:
+        scheduler.submit(request(max_rows=2, is_cancelled=partial(ask, which)))
+    scheduler.take()
     for _ in range(9):
-        scheduler.step()
-    assert len(asked) <= 2
+        scheduler.look()
+    assert asked == {"flying": 9, "waiting": 1}
+
+
+def test_a_question_that_fails_ends_its_request_alone(capsys):
+    ended = []
+
+    def broken():
+        raise RuntimeError("nobody to ask")
+
+    scheduler = StepScheduler(Engine(), 64)
+    scheduler.submit(request(is_cancelled=broken, on_end=lambda _, error: ended.append(type(error))))
+    scheduler.submit(request(on_end=lambda _, error: ended.append(error)))
+    scheduler.look()
+    while scheduler.step():
+        pass
+    assert ended == [Cancelled, None]
+    assert "nobody to ask" in capsys.readouterr().err

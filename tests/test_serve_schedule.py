@@ -104,8 +104,9 @@ def test_a_cancelled_request_leaves_before_its_next_step():
     scheduler.submit(request(is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(error)))
     scheduler.step()
     cancelled.set()
-    assert scheduler.step() == 0
+    scheduler.look()
     assert isinstance(ended[0], Cancelled)
+    assert scheduler.step() == 0
     assert len(engine.calls) == 1
 
 
@@ -190,32 +191,24 @@ def test_a_request_that_is_cancelled_while_its_call_is_in_flight_ends_once_and_s
     """Two threads look at it: one has it in a call, the other asks whether it is cancelled."""
     ended, cancelled = [], threading.Event()
     scheduler = StepScheduler(Engine(), 64)
-    company = request(steps=2, on_end=lambda _, error: ended.append(("company", error)))
-    leaving = request(
-        steps=2, is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(("leaving", error))
+    scheduler.submit(request(steps=2, on_end=lambda _, error: ended.append(("company", error))))
+    scheduler.submit(
+        request(
+            steps=2, is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(("leaving", error))
+        )
     )
-    scheduler.submit(company)
-    scheduler.submit(leaving)
-    taken = []
-
-    def taken_meanwhile():
-        if not taken:
-            taken.append(True)
-            taken.append(scheduler.take())  # as the other thread would, between the look and the end
-            cancelled.set()
-        return cancelled.is_set()
-
-    leaving.is_cancelled = taken_meanwhile
-    assert scheduler.take() == []
-    assert taken[1] == [company, leaving] and not ended
-    scheduler.advance(taken[1], np.zeros((4, 1, 4, 4), np.float16))
+    call = scheduler.take()
+    cancelled.set()
+    scheduler.look()
+    assert len(call) == 2 and not ended
+    scheduler.advance(call, np.zeros((4, 1, 4, 4), np.float16))
     while scheduler.step():
         pass
     assert [name for name, _ in ended] == ["leaving", "company"]
     assert isinstance(ended[0][1], Cancelled) and ended[1][1] is None
 
 
-def test_who_was_answered_is_not_asked_whether_it_was_cancelled():
+def test_who_was_answered_is_not_asked_whether_it_was_cancelled(monkeypatch):
     """Not by a thread that began to ask before the other one's answer either: it would end the server.
 
     (Triton 2.51 frees what the question reads: a signal 11 in TRITONBACKEND_ResponseFactoryIsCancelled.)
@@ -228,7 +221,13 @@ def test_who_was_answered_is_not_asked_whether_it_was_cancelled():
         asked_late.append(one in answered)
         return False
 
-    scheduler = StepScheduler(Engine(), 64)
+    def slow(latent):
+        time.sleep(0.001)
+        return latent
+
+    scheduler = StepScheduler(Engine(slow), 64)
+    monkeypatch.setattr("serve.inside.schedule.LOOK", 0.0005)
+    monkeypatch.setattr("serve.inside.schedule.LOOK_AT_WAITING", 0.0)
     for _ in range(40):
         one = request(steps=4, max_rows=8)
         one.is_cancelled = partial(asked, one)

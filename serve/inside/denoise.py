@@ -48,9 +48,9 @@ class Denoising:
 
     Requests go by `priority` (lower first) and `arrival` (ns of this machine's monotonic clock; 0: when they
     are submitted). At `deadline` (of the same clock; 0: none) the work ends. `streamed`: a part of a picture
-    whose other parts come with the same arrival. `is_cancelled` is asked before each step; `on_end` is called
-    once, with None or the error. The scheduler's, in seconds of time.perf_counter: `ready`, since when it
-    waits for its next step, and `asked`, when it was last asked whether it was cancelled.
+    whose other parts come with the same arrival. `is_cancelled` is asked now and then; `on_end` is called
+    once, with None or the error. The scheduler's: `ready`, since when it waits for its next step, `asked`,
+    when it was last asked whether it was cancelled, both in seconds of time.perf_counter, and `cancelled`.
     """
 
     latents: npt.NDArray[np.float32]
@@ -70,6 +70,7 @@ class Denoising:
     streamed: bool = False
     ready: float = 0.0
     asked: float = 0.0
+    cancelled: bool = False
     is_cancelled: Callable[[], bool] = field(default=lambda: False)
     on_end: Callable[["Denoising", Exception | None], None] = field(default=lambda _, __: None)
 

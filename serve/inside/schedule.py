@@ -19,7 +19,7 @@ from .denoise import Denoising
 Half = npt.NDArray[np.float16]
 HOLD = 0.02  # seconds that a stream's place is kept for its next part, which is on its way
 KEPT = 1.0  # seconds that its text is kept for it
-ASKED = 0.25  # seconds after which a request that is not yet in a call is asked whether it was cancelled
+LOOK, LOOK_AT_WAITING = 0.05, 0.25  # seconds after which a request is asked whether it was cancelled
 
 
 class Engine(Protocol):
@@ -72,8 +72,8 @@ class StepScheduler:
         self._parked: dict[int, Denoising] = {}  # arrival → a stream's part that ended, until the next comes
         self._turns: dict[tuple[int, ...], int] = {}  # a size → the turn of its last call
         self._changed = threading.Condition()
-        self._asking = threading.RLock()  # held while a request is asked whether it was cancelled
-        self._closed = False
+        self._asking = threading.Lock()  # held while a request is asked whether it was cancelled
+        self._closing = threading.Event()
         self._constants: dict[tuple[tuple[int, int], ...], Any] = {}  # texts of a call → what the engine made
 
     def submit(self, request: Denoising) -> None:
@@ -84,7 +84,7 @@ class StepScheduler:
             if before is not None:  # its text is known, and so is what the engine made of it
                 request.context, request.pooled = before.context, before.pooled
             held = len(self._waiting) + len(self._flying) + len(self._kept(HOLD))
-            if self._closed:
+            if self._closing.is_set():
                 refused = Full("the server is stopping")
             elif held >= self._max_requests and before is None and request.begin == 0:
                 refused = Full(f"{held} requests are being denoised already: try again later")
@@ -112,6 +112,7 @@ class StepScheduler:
         threads = [
             threading.Thread(target=self._work, name=f"steps {number}") for number in range(self._calls)
         ]
+        threads.append(threading.Thread(target=self._look, name="cancelled"))
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -122,7 +123,7 @@ class StepScheduler:
     def close(self) -> None:
         """Admit nothing more and let `run` return."""
         with self._changed:
-            self._closed = True
+            self._closing.set()
             self._changed.notify_all()
 
     def step(self) -> int:
@@ -154,9 +155,7 @@ class StepScheduler:
 
     def take(self) -> list[Denoising]:
         """Choose the requests of a call and mark them as in flight; none when it is better to wait."""
-        with self._changed:
-            likely = self._chosen()
-        self._drop_ended(likely)
+        self._drop_ended()
         with self._changed:
             call = self._chosen()
             for request in call:
@@ -166,6 +165,22 @@ class StepScheduler:
                 if self._waiting:  # a call that is full lets its size have another
                     self._changed.notify_all()
         return call
+
+    def look(self) -> None:
+        """Ask whether requests were cancelled, and end those that were.
+
+        To ask is a round trip to the server: those in calls are asked each time, the others now and then.
+        """
+        now = time.perf_counter()
+        with self._changed:
+            waiting = [each for each in self._waiting if now - each.asked > LOOK_AT_WAITING]
+            likely = [*self._flying, *waiting]
+        for request in likely:
+            with self._asking:
+                if request in self._waiting or request in self._flying:
+                    request.asked = now
+                    request.cancelled = self._is_cancelled(request)
+        self._drop_ended()
 
     def advance(self, call: list[Denoising], velocity: Half) -> None:
         """Advance a call by its `velocity`, [rows of all its requests, C, h, w]; end the finished."""
@@ -187,41 +202,39 @@ class StepScheduler:
                 self._end(request, request.fault)
 
     def _work(self) -> None:
-        while True:
+        closing = self._closing.is_set
+        while not closing():
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._chosen(), HOLD if self._parked else None)
-                if self._closed:
-                    return
-            self.step()
+                self._changed.wait_for(lambda: closing() or self._chosen(), HOLD if self._parked else None)
+            if not closing():
+                self.step()
 
-    def _drop_ended(self, likely: list[Denoising]) -> None:
-        """End what waits for nobody: requests whose clients have cancelled them or gave them no more time.
+    def _look(self) -> None:
+        while not self._closing.wait(LOOK):
+            self.look()
 
-        To ask is a round trip to the server: the likely ones of the next call are asked each time, the others
-        now and then.
-        """
-        now = time.perf_counter()
+    def _is_cancelled(self, request: Denoising) -> bool:
+        try:
+            return request.is_cancelled()
+        except Exception:  # whatever happens to one request, the loop goes on for the others
+            traceback.print_exc()
+            return True
+
+    def _drop_ended(self) -> None:
+        """End those that wait for nobody: their clients have cancelled them or gave them no more time."""
+        now = time.monotonic_ns()
+        ended: dict[Denoising, Exception] = {}
         with self._changed:
-            waiting = list(self._waiting)
-        for request in waiting:
-            reason = None
-            try:
-                with self._asking:
-                    if request in self._waiting and (request in likely or now - request.asked > ASKED):
-                        request.asked = now
-                        if request.is_cancelled():
-                            reason = Cancelled("cancelled by the client")
-            except Exception:  # whatever happens to one request, the loop goes on for the others
-                reason = Cancelled("cancelled by the client")
-                traceback.print_exc()
-            if request.deadline and time.monotonic_ns() >= request.deadline:
-                reason = Expired(f"the time-out has passed before step {request.step + 1} of {request.end}")
-            if reason is None:
-                continue
-            with self._changed:  # the other thread may have taken it into a call, or ended it
-                waits = self._waiting.pop(request, None) is not None
-            if waits:
-                self._end(request, reason)
+            for request in self._waiting:
+                if request.cancelled:
+                    ended[request] = Cancelled("cancelled by the client")
+                elif 0 < request.deadline <= now:
+                    before = f"step {request.step + 1} of {request.end}"
+                    ended[request] = Expired(f"the time-out has passed before {before}")
+            for request in ended:  # no other thread may take it into a call now, or end it
+                del self._waiting[request]
+        for request, reason in ended.items():
+            self._end(request, reason)
 
     def _chosen(self) -> list[Denoising]:
         """The requests of the next call, if there is one to make now."""

@@ -89,7 +89,7 @@ class TritonPythonModel:
             step=0,
             end=steps,
             guided=(0, steps),
-            is_cancelled=is_cancelled,  # which the scheduler asks at each step, a round trip to the server
+            is_cancelled=is_cancelled,  # which the scheduler asks meanwhile, a round trip to the server
             on_end=end,
         )
         begin = time.perf_counter()
