@@ -175,7 +175,7 @@ def test_the_inputs_that_the_loop_reads_are_the_contracts(settings):
     denoiser = {tensor.name for tensor in served_models(family)["denoiser"].inputs}
     assert denoiser == {
         *("context", "pooled", "seed", "steps", "guidance_scale", "guidance_start", "guidance_end"),
-        *("height", "width", "latents", "begin", "end", "arrival"),
+        *("height", "width", "latents", "begin", "end", "arrival", "deadline"),
     }
     mmdit = [tensor.name for tensor in components(family, shape_set(family))["mmdit"].inputs]
     assert mmdit == ["latent", "timestep", "context", "pooled"]

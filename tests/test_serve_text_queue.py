@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from triton_requests import connect, metric, tensors
+from triton_requests import connect, metric, tensors, until
 
 from serve.inside.bounded_queue import BoundedQueue, Job
 from serve.inside.schedule import Expired, Full
@@ -30,9 +30,7 @@ def run(queue: BoundedQueue) -> None:
     """Work until the queue is empty."""
     thread = threading.Thread(target=queue.run)
     thread.start()
-    deadline = time.monotonic() + 10
-    while len(queue) and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: len(queue) == 0)
     queue.close()
     thread.join(10)
     assert not thread.is_alive()

@@ -78,6 +78,7 @@ class BoundedQueue:
                     job.work()
                 except Exception as error:
                     self._end(job, error)
+                self._running = False
         for job in self._waiting:
             self._end(job, Full("the server is stopping"))
 
