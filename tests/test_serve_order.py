@@ -1,5 +1,7 @@
 """Who goes first, who is ended, what is told of it: priorities, deadlines, guidance in part of the steps."""
 
+import itertools
+import threading
 import time
 
 import numpy as np
@@ -29,7 +31,7 @@ def test_a_higher_priority_goes_first_where_calls_are_full():
     assert [int(context[0, 0, 0]) for context in engine.contexts] == [2, 1, 1, 1, 2, 2, 3, 3, 3]
 
 
-def flying_and_next(first: dict, second: dict, host: float = 0.009) -> list[list[float]]:
+def flying_and_next(first: dict, second: dict, host: float) -> list[list[float]]:
     """The marks of two calls of a queue of three, 30 ms each in the engine."""
     scheduler = StepScheduler(Engine(), 64)
     for size in ((1, 4, 4), (1, 6, 4)):
@@ -50,7 +52,7 @@ def test_in_a_queue_a_second_call_is_in_flight_only_where_own_work_is_worth_hidi
     [({"priority": 1}, {"priority": 2}), ({}, {"size": (6, 4)}), ({"size": (6, 4)}, {})],
 )
 def test_a_request_of_another_priority_or_size_waits_until_the_first_has_ended(first, second):
-    assert flying_and_next(first, second) == [[1], []]
+    assert flying_and_next(first, second, host=0.1) == [[1], []]
 
 
 def test_a_request_that_has_room_in_the_next_call_of_a_queue_waits_for_it():
@@ -72,9 +74,33 @@ def test_what_a_call_takes_is_noted_when_it_has_the_engine_for_itself():
     assert not scheduler.pace.hides((1, 4, 4), 1)
 
 
+def test_what_shared_the_engine_with_another_call_is_not_noted():
+    """Neither the call that another joined, nor the one that was joined and went on alone."""
+    begun, go_on = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
+    calls = itertools.count()
+
+    def velocity(latent):
+        call = next(calls)
+        begun[call].set()
+        assert go_on[call].wait(10)
+        return np.zeros_like(latent)
+
+    scheduler = StepScheduler(Engine(velocity), 64)
+    threads = [threading.Thread(target=scheduler.step) for _ in range(2)]
+    for _ in range(4):
+        scheduler.submit(request(max_rows=4))
+    for thread, there in zip(threads, begun, strict=True):
+        thread.start()
+        assert there.wait(10)
+    for thread, event in zip(threads, go_on, strict=True):
+        event.set()
+        thread.join(10)
+    assert not scheduler.pace.hides((1, 4, 4), 10**6)
+
+
 def test_one_call_that_was_interrupted_does_not_change_the_pace():
     pace = Pace()
-    for host in (0.1, 0.001, 0.001):
+    for host in (0.001, 0.001, 0.1):
         pace.note((1, 4, 4), host, engine=0.03)
     assert not pace.hides((1, 4, 4), 3)
 

@@ -97,6 +97,15 @@ def test_constant_tensors_are_joined_once():
     assert engine.contexts[0] is engine.contexts[1] is engine.contexts[2]
 
 
+def test_constants_of_another_company_are_dropped():
+    """At SD3.5 Large's size they are megabytes of shared memory for each."""
+    scheduler = StepScheduler(Engine(), 64)
+    for _ in range(3):
+        scheduler.submit(request(steps=9))
+        scheduler.step()
+    assert len(scheduler._constants) == 1
+
+
 def test_a_cancelled_request_leaves_before_its_next_step():
     """Its place is free at the next call, and it ends with Cancelled."""
     engine, ended, cancelled = Engine(), [], threading.Event()

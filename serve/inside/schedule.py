@@ -162,7 +162,7 @@ class StepScheduler:
                 self._flying[request] = self._waiting.pop(request)
             if call:
                 self._turns[call[0].size] = next(self._turn)
-                if self._waiting:  # a call that is full lets its size have another
+                if self._waiting:  # there may be another for the other thread
                     self._changed.notify_all()
         return call
 
@@ -194,9 +194,6 @@ class StepScheduler:
             for request in going_on:
                 request.ready = time.perf_counter()
                 self._waiting[request] = self._flying.pop(request)
-            # who has made this call takes the next one; the other thread is woken if it may have work too
-            if len(going_on) < len(call) or len(going_on) < len(self._waiting):
-                self._changed.notify_all()
         for request in call:
             if request.finished:
                 self._end(request, request.fault)
