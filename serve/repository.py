@@ -205,6 +205,7 @@ def _memory(engines: Engines, folder: Path) -> dict[str, Any]:
             engines.runtime,
             requests=limit("denoiser", "max_requests"),
             streams=limit("text_to_image_stream", "max_streams"),
+            prompts=2 * limit("text_encoder", "max_requests") * limit("text_encoder", "max_prompt_bytes"),
         ),
         "cuda_pool_bytes": cuda_pool(engines.family, engines.shapes),
     }

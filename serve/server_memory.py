@@ -24,13 +24,16 @@ _SPARE = 1.25  # for what an allocator wastes between blocks of different sizes
 _DEFAULT_POOL = 64 * MIB
 
 
-def shared_memory(family: Family, shapes: ShapeSet, runtime: str, requests: int, streams: int) -> int:
-    """Bytes of /dev/shm with `requests` in the denoiser and `streams` streamed at once, at their fullest.
+def shared_memory(
+    family: Family, shapes: ShapeSet, runtime: str, requests: int, streams: int, prompts: int
+) -> int:
+    """Bytes of /dev/shm with `requests` in the denoiser and `streams` streamed at once, at their fullest, and
+    `prompts` bytes of text that wait to be encoded.
 
     Of each model process what it may hold at one time:
 
     - `prompt_encoder`: one prompt's row from each encoder and what it joins them to.
-    - `text_encoder`: one request, its rows, and what it joins them to.
+    - `text_encoder`: the prompts of all its requests; of one request its rows, and what it joins them to.
     - `denoiser`: the inputs of every request that it has admitted (rows × context most of all), the tensors
       of one `mmdit` call, and the answers of the pictures that this call finishes.
     - `picture`: one picture, decoded and as bytes.
@@ -59,7 +62,7 @@ def shared_memory(family: Family, shapes: ShapeSet, runtime: str, requests: int,
     encoded = sum(call(engines[name]) for name in TEXT_ENCODERS)
     regions = [
         encoded + of(text.outputs),
-        2 * of(text.outputs),
+        prompts + 2 * of(text.outputs),
         requests * of(denoiser.inputs) + call(engines["mmdit"]) + shapes.max_rows * of(denoiser.outputs),
         of((*picture.inputs, *picture.outputs)),
         streams

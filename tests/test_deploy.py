@@ -189,10 +189,15 @@ def test_the_compose_files_shared_memory_is_enough_for_large(large, name):
     policies = "".join(path.read_text() for path in ROOT.glob("model_repository/*/config.pbtxt"))
     limits = {
         key: int(re.search(rf'"{key}" value {{ string_value: "(\d+)"', policies)[1])
-        for key in ("max_requests", "max_streams")
+        for key in ("max_requests", "max_streams", "max_prompt_bytes")
     }
     needed = shared_memory(
-        large, shape_set(large, name), "tensorrt", limits["max_requests"], limits["max_streams"]
+        large,
+        shape_set(large, name),
+        "tensorrt",
+        requests=limits["max_requests"],
+        streams=limits["max_streams"],
+        prompts=2 * limits["max_requests"] * limits["max_prompt_bytes"],
     )
     for service in OURS.values():
         assert size_of(default(service["shm_size"])) >= needed

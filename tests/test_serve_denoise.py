@@ -10,7 +10,8 @@ from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
 from serve.inside.admission import denoising_from
 from serve.inside.denoise import sigmas_for, vae_latent
-from serve.inside.limits import Limits, RequestError
+from serve.inside.errors import RequestError
+from serve.inside.limits import Limits
 from serve.inside.noise import noise_from_seed
 from serve.inside.pixels import pixels_from
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from failing_repository import FAILURES, SLOW, FailingRepository
-from triton_requests import KINDS, connect, executions, picture, rests, tensors, until
+from triton_requests import KINDS, connect, executions, metric, picture, rests, tensors, until
 
+from serve.client import Client
 from serve.launcher import running
 from serve.ports import Ports
 
@@ -216,10 +217,41 @@ def test_the_time_out_passes_while_others_texts_are_encoded(repository, server, 
     with ThreadPoolExecutor(1) as thread, connect(server) as another:
         repository.fail("t5", SLOW)
         before = executions(server, "clip_l")
+        counted = metric(server, 'text_encoder_requests_ended_total{outcome="expired"}')
         alone = np.ones(1, np.float32)  # guidance, without which the prompt's is the only row
         first = thread.submit(picture, another, "unary", prompt=new_prompt(), steps=1, guidance_scale=alone)
         until(lambda: executions(server, "clip_l") > before)
         with pytest.raises(triton.InferenceServerException, match="time-out has passed before text_encoder"):
-            picture(connection, kind, prompt=new_prompt(), timeout=500_000)
+            begin = time.monotonic()
+            picture(connection, kind, prompt=new_prompt(), timeout=300_000)
+        assert time.monotonic() - begin < 0.9  # the first's text takes a second
         assert first.result().any()
     assert executions(server, "clip_l") == before + 1
+    expired = 'text_encoder_requests_ended_total{outcome="expired"}'
+    until(lambda: metric(server, expired) > counted, within=5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_higher_priority_goes_first_to_the_text(repository, server, connection, kind):
+    """While one text is encoded, for a second, two more come."""
+    ended = []
+
+    def ask(level: int) -> None:
+        with Client(f"localhost:{server.ports.grpc}") as client:
+            request = {"steps": 1, "guidance_scale": 1.0, "priority_level": level}
+            if kind == "stream" and level != 2:  # which has so many places
+                list(client.stream(new_prompt(), **request))
+            else:
+                client.generate(new_prompt(), **request)
+            ended.append(level)
+
+    repository.fail("t5", SLOW)
+    with ThreadPoolExecutor(3) as threads:
+        asked = []
+        for level in (2, 3, 1):
+            before = executions(server, "text_encoder")
+            asked.append(threads.submit(ask, level))
+            until(lambda before=before: executions(server, "text_encoder") > before)
+        for each in asked:
+            each.result()
+    assert ended == [2, 1, 3]

@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import tritonclient.grpc as triton
+from triton_requests import metric, until
 
 FLOOD = 300
-ADMITTED = 64  # that may wait for the text encoder, and that the denoiser holds
+ADMITTED = 64  # that the text encoder holds, and the denoiser
 
 
 def test_a_flood_is_refused_at_once_and_nobody_hangs(server, client):
@@ -34,6 +35,9 @@ def test_a_flood_is_refused_at_once_and_nobody_hangs(server, client):
     assert FLOOD - len(refused) >= ADMITTED
     assert len(refused) > ADMITTED
     assert all("UNAVAILABLE" in how for _, how in refused), set(how for _, how in refused)
-    queued = sorted(when for when, how in refused if "wait for text_encoder already" in how)
+    queued = sorted(when for when, how in refused if "text_encoder has" in how)
     assert queued and queued[-1] - sent < 2
     assert client.generate("a circle", steps=1, seed=1).seed == 1
+    counted = 'text_encoder_requests_ended_total{outcome="refused"}'
+    until(lambda: metric(server, counted) >= len(queued), within=5)
+    assert metric(server, counted) == len(queued)

@@ -12,7 +12,7 @@ from serve.ports import Ports
 from serve.processes import regions
 from serve.server_memory import MIB, cuda_pool, shared_memory
 
-MANY = {"requests": 64, "streams": 16}  # the policies of model_repository/
+MANY = {"requests": 64, "streams": 16, "prompts": 2 * 64 * 8192}  # the policies of model_repository/
 
 
 def in_use(server) -> int:
@@ -52,7 +52,7 @@ def test_large_needs_more_shared_memory_than_docker_gives(large, name):
     needed = shared_memory(large, shapes, "tensorrt", **MANY)
     contexts = 64 * 2 * 333 * 4096 * 2
     assert 64 * MIB < contexts < needed < 4 << 30
-    fewer = shared_memory(large, shapes, "tensorrt", requests=8, streams=16)
+    fewer = shared_memory(large, shapes, "tensorrt", **MANY | {"requests": 8})
     assert needed - fewer > 56 * 2 * 333 * 4096 * 2
 
 

@@ -11,7 +11,8 @@ from stand_in_engine import Engine, request
 from triton_requests import tensors
 
 from mmdit.errors import ServerError
-from serve.inside.limits import Limits, RequestError
+from serve.inside.errors import Cancelled, Expired, Full, RequestError
+from serve.inside.limits import Limits
 from serve.inside.metrics import (
     DURATION,
     ENDED,
@@ -24,7 +25,7 @@ from serve.inside.metrics import (
     outcome_of,
     row_buckets,
 )
-from serve.inside.schedule import Cancelled, Expired, Full, StepScheduler
+from serve.inside.schedule import StepScheduler
 
 PUBLISHED = 2.5  # seconds after which what has happened is in the scrape; it is published every second
 
@@ -181,7 +182,7 @@ def test_a_server_counts_how_requests_end(server, client, connection):
     with pytest.raises(ServerError, match="prompt has 9000 bytes"):
         client.generate("x" * 9000)
     with pytest.raises(triton.InferenceServerException):
-        connection.infer("text_to_image", tensors(prompt="a circle", steps=200), timeout=50_000)
+        connection.infer("text_to_image", tensors(prompt="a circle", steps=200), timeout=300_000)
     assert len(list(client.stream("a circle", steps=3))) == 4
     for _ in client.stream("a circle", steps=30):
         break

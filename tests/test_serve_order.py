@@ -10,8 +10,8 @@ from stand_in_engine import Engine, request
 
 from serve.inside.admission import deadline_in, guided_steps, priority_of
 from serve.inside.choice import Pace
-from serve.inside.limits import RequestError
-from serve.inside.schedule import Cancelled, Expired, Full, StepScheduler
+from serve.inside.errors import Cancelled, Expired, Full, RequestError
+from serve.inside.schedule import StepScheduler
 
 
 def run(scheduler: StepScheduler) -> None:

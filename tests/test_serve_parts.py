@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 from stand_in_engine import Engine, request
 
-from serve.inside.schedule import HOLD, KEPT, Cancelled, Full, StepScheduler
+from serve.inside.errors import Cancelled, Full
+from serve.inside.schedule import HOLD, KEPT, StepScheduler
 
 
 def part(step: int, steps: int = 4, arrival: int = 5, **given):

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from serve.inside.denoise import sigmas_for
-from serve.inside.limits import RequestError
+from serve.inside.errors import Expired, RequestError
 from serve.inside.preview import PROJECTION, predicted, projected, read_projection
 from serve.inside.reports import LOOK, Reports, TimeOut, passed_on
-from serve.inside.schedule import Expired
 
 SIGMAS = sigmas_for(20, 3.0, 1000)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from stand_in_engine import Engine, request
 
-from serve.inside.schedule import Cancelled, Full, StepScheduler
+from serve.inside.errors import Cancelled, Full
+from serve.inside.schedule import StepScheduler
 
 
 def test_requests_share_calls_up_to_the_sizes_rows():

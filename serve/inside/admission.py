@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .denoise import Denoising, rows_of, sigmas_for
+from .errors import RequestError
 from .fields import finite, floats, number, whole
-from .limits import Limits, RequestError
+from .limits import Limits
 from .noise import noise_from_seed
 
 Array = npt.NDArray[Any]
@@ -57,7 +58,7 @@ def priority_of(parameters: str, default: int) -> int:
 
 def deadline_in(timeout: int) -> int:
     """When a request's time-out (microseconds; 0: none) passes, in ns of the monotonic clock."""
-    return time.monotonic_ns() + timeout * 1000 if timeout > 0 else 0
+    return min(time.monotonic_ns() + timeout * 1000, 2**63 - 1) if timeout > 0 else 0  # an INT64
 
 
 def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:

@@ -1,7 +1,7 @@
 """A bounded queue before one worker: a lower priority level goes first, then who came first.
 
-Triton 2.51's own (`default_queue_policy`) comes with its dynamic batcher, which lets a request that comes
-while the only instance is taken wait for half a second.
+Triton 2.51's own (`default_queue_policy`) comes with its dynamic batcher, in which a request that comes while
+the only instance is taken may wait for half a second.
 """
 
 import threading
@@ -9,27 +9,33 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from .schedule import Expired, Full
+from .errors import Expired, Full
+
+LONGEST = 3600.0  # seconds that a thread waits at a time
 
 
 @dataclass(eq=False)
 class Job:
-    """A request's work, and what is called with the error in its place, or when it fails.
+    """A request's work, and what is told once, with the work's result or the error in its place.
 
-    `deadline` ends the wait: ns of the monotonic clock, 0 for none.
+    At `deadline` (ns of the monotonic clock; 0: none) its wait ends.
     """
 
-    work: Callable[[], None]
-    on_error: Callable[[Exception], None]
+    work: Callable[[], Any]
+    answer: Callable[[Any], None]
     priority: int
     deadline: int = 0
 
+    def seconds_left(self) -> float:
+        """Until its deadline."""
+        return (self.deadline - time.monotonic_ns()) / 1e9 if self.deadline else LONGEST
+
 
 class BoundedQueue:
-    """Holds `most` jobs, the running one among them; `run` works on them in one thread, `submit` from any.
-
-    `name` tells clients where their requests wait.
+    """Holds `most` jobs, the running one among them; `run` works on one after the other, `submit` from any
+    thread. `name` tells clients where their requests wait.
     """
 
     def __init__(self, name: str, most: int) -> None:
@@ -47,9 +53,9 @@ class BoundedQueue:
             if self._closed:
                 raise Full("the server is stopping")
             if held >= self._most:
-                raise Full(f"{held} requests wait for {self._name} already: try again later")
+                raise Full(f"{self._name} has {held} requests already: try again later")
             self._waiting.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def __len__(self) -> int:
         return len(self._waiting) + self._running
@@ -58,32 +64,53 @@ class BoundedQueue:
         """Admit nothing more; `run` returns when what it works on is done, and the rest ends with Full."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def run(self) -> None:
         """Work until `close`."""
-        while not self._closed:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                late = [job for job in self._waiting if 0 < job.deadline <= time.monotonic_ns()]
-                self._waiting = [job for job in self._waiting if job not in late]
-                job = None if self._closed else min(self._waiting, key=lambda job: job.priority, default=None)
-                if job is not None:
-                    self._waiting.remove(job)
-                self._running = job is not None
-            for each in late:
-                self._end(each, Expired(f"the time-out has passed before {self._name} had its turn for it"))
-            if job is not None:
-                try:
-                    job.work()
-                except Exception as error:
-                    self._end(job, error)
-                self._running = False
+        watch = threading.Thread(target=self._repeat, args=(self._end_late,), name="late")
+        watch.start()
+        self._repeat(self._work)
+        watch.join()
         for job in self._waiting:
-            self._end(job, Full("the server is stopping"))
+            _tell(job, Full("the server is stopping"))
+        self._waiting = []
 
-    def _end(self, job: Job, error: Exception) -> None:
+    def _repeat(self, turn: Callable[[], None]) -> None:
+        while not self._closed:
+            turn()
+
+    def _work(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting)
+            if self._closed:
+                return
+            job = min(self._waiting, key=lambda job: job.priority)
+            self._waiting.remove(job)
+            self._running = True
         try:
-            job.on_error(error)
-        except Exception:  # a client that is gone must not stop the others'
-            traceback.print_exc()
+            result = self._late() if job.seconds_left() <= 0 else job.work()
+        except Exception as error:
+            result = error
+        _tell(job, result)
+        self._running = False
+
+    def _end_late(self) -> None:
+        with self._changed:
+            left = min((job.seconds_left() for job in self._waiting), default=LONGEST)
+            if left > 0 and not self._closed:
+                self._changed.wait(min(left, LONGEST))
+            late = [job for job in self._waiting if job.seconds_left() <= 0]
+            self._waiting = [job for job in self._waiting if job not in late]
+        for job in late:
+            _tell(job, self._late())
+
+    def _late(self) -> Expired:
+        return Expired(f"the time-out has passed before {self._name} had its turn for it")
+
+
+def _tell(job: Job, result: Any) -> None:
+    try:
+        job.answer(result)
+    except Exception:  # a client that is gone must not stop the others'
+        traceback.print_exc()

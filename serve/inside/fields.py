@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .limits import RequestError
+from .errors import RequestError
 
 Array = npt.NDArray[Any]
 _EXPONENT = 0x7C00  # of FP16: all bits set in infinities and NaN

@@ -1,15 +1,12 @@
-"""What a model can do, what a request gets by default, and the error of a request that asks for more."""
+"""What a model can do, and what a request gets by default."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import RequestError
 from .sharing import rows_worth
 
 NEAR = 0.25  # of a timed size's tokens: others' times say nothing of calls that differ more
-
-
-class RequestError(ValueError):
-    """A request that cannot be served as it is; the message goes to its client."""
 
 
 @dataclass(frozen=True)

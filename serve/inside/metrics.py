@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .denoise import Denoising
-from .limits import Limits, RequestError
-from .schedule import Cancelled, Expired, Full
+from .errors import Cancelled, Expired, Full, RequestError
+from .limits import Limits
 
 MOST_SIZES = 32  # that have a label of their own; a shape set of free sizes has thousands
 OTHER_SIZES = "other"
@@ -25,7 +25,8 @@ _OUTCOMES: dict[type[Exception], str] = {
     Full: "refused",
     RequestError: "invalid",
 }
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+TEXT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ TEXTS_ENDED = Family(
     "text_encoder_requests_ended_total", "COUNTER", "Requests whose text is encoded, or that got an error"
 )
 TEXT_DURATION = Family(
-    "text_encoder_request_seconds", "HISTOGRAM", "Seconds of encoded requests, from arrival on", SECONDS
+    "text_encoder_request_seconds", "HISTOGRAM", "Seconds of encoded requests, from arrival on", TEXT_SECONDS
 )
 STREAMS = Family("text_to_image_stream_ended_total", "COUNTER", "Streams that have ended")
 

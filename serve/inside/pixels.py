@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import RequestError
 from .fields import floats
-from .limits import RequestError
 
 
 def pixels_from(decoded: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

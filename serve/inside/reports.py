@@ -8,9 +8,8 @@ from typing import Any
 import numpy.typing as npt
 
 from .admission import deadline_in, priority_of
+from .errors import Expired, RequestError
 from .fields import flag, whole
-from .limits import RequestError
-from .schedule import Expired
 
 LOOK = 500_000  # microseconds
 
@@ -51,7 +50,7 @@ class Reports:
 
 
 def passed_on(parameters: str) -> dict[str, int]:
-    """What of a stream's parameters (JSON) goes to `denoiser`: its `priority_level`, if it has one.
+    """What of a stream's parameters (JSON) goes to the models that it calls: its `priority_level`, if any.
 
     Raises RequestError for a level that is none.
     """

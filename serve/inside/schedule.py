@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .choice import Pace, chosen, place
 from .denoise import Denoising
+from .errors import Cancelled, Expired, Full
 
 Half = npt.NDArray[np.float16]
 HOLD = 0.02  # seconds that a stream's place is kept for its next part, which is on its way
@@ -41,18 +42,6 @@ class Observer(Protocol):
 
     def ended(self, request: Denoising, error: Exception | None) -> None:
         """A request has finished, or ended with the error; also one that was refused."""
-
-
-class Full(Exception):
-    """The scheduler has as many requests as it may hold; the client may try again."""
-
-
-class Cancelled(Exception):
-    """The client no longer waits for this request."""
-
-
-class Expired(Cancelled):
-    """The request's deadline has passed."""
 
 
 class StepScheduler:

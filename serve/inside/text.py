@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from .limits import RequestError
+from .errors import RequestError
 
 
 class PromptTokenizers:

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from .limits import RequestError
-from .schedule import Cancelled, Expired, Full
+from .errors import Cancelled, Expired, Full, RequestError
 
 Array = npt.NDArray[Any]
 

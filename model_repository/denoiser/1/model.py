@@ -8,10 +8,11 @@ import triton_python_backend_utils as pb_utils
 from inside import triton
 from inside.admission import deadline_in, denoising_from, priority_of
 from inside.denoise import vae_latent
+from inside.errors import Full
 from inside.limits import Limits
 from inside.metrics import LoopMetrics
 from inside.publisher import Publisher
-from inside.schedule import Full, StepScheduler
+from inside.schedule import StepScheduler
 
 
 class Engine:
@@ -46,7 +47,8 @@ class TritonPythonModel:
                 denoising = denoising_from(self.model.inputs(request), self.limits)
                 denoising.deadline = denoising.deadline or deadline_in(request.timeout())
                 denoising.priority = priority_of(request.parameters(), self.default_priority)
-                denoising.is_cancelled = sender.is_cancelled
+                if not denoising.streamed:  # the stream looks after its own client
+                    denoising.is_cancelled = sender.is_cancelled
                 denoising.on_end = partial(self.answer, request, sender)
                 self.scheduler.submit(denoising)
             except Exception as error:

@@ -4,6 +4,8 @@ Triton 2.51's response cache stores a failed answer as one without outputs, and 
 (core, DynamicBatchScheduler::DelegateResponse); so it does an answer to a client that asked for some of the
 outputs. Who finds such an answer asks with the next `generation`, another key of the cache: the same for all
 servers that share one.
+
+`execute` admits requests and returns; one thread encodes them.
 """
 
 import itertools
@@ -46,8 +48,7 @@ class TritonPythonModel:
                 texts = self.texts(**self.model.inputs(request))
                 deadline = deadline_in(request.timeout())
                 priority = priority_of(request.parameters(), self.default_priority)
-                work = partial(self.encode, texts, deadline, answer)
-                self.queue.submit(Job(work, answer, priority, deadline))
+                self.queue.submit(Job(partial(self.encode, texts, deadline), answer, priority, deadline))
             except Exception as error:
                 answer(error)
         return None
@@ -60,16 +61,14 @@ class TritonPythonModel:
             texts = {"negative_prompt": b"" if negative_prompt is None else negative_prompt[0]} | texts
         return [prompt_text(value, name, self.max_bytes) for name, value in texts.items()]
 
-    def encode(self, texts, deadline, answer):
+    def encode(self, texts, deadline):
         contexts, pooleds, truncated = zip(*map(self.row, texts), strict=True)
-        answer(
-            {
-                "context": np.concatenate(contexts),
-                "pooled": np.concatenate(pooleds),
-                "truncated": np.logical_or.reduce(truncated),
-                "deadline": triton.one(deadline, np.int64),
-            }
-        )
+        return {
+            "context": np.concatenate(contexts),
+            "pooled": np.concatenate(pooleds),
+            "truncated": np.logical_or.reduce(truncated),
+            "deadline": triton.one(deadline, np.int64),
+        }
 
     def row(self, text):
         for generation in itertools.count():
@@ -86,9 +85,14 @@ class TritonPythonModel:
             return answer["context"], answer["pooled"], answer["truncated"]
 
     def answer(self, request, sender, begin, result):
-        """Send a result, the outputs or an error."""
-        error = result if isinstance(result, Exception) else None
-        response = triton.error_response(error, request) if error else triton.response(result, request)
+        """Send the outputs, or why there are none."""
+        error = None
+        try:
+            if isinstance(result, Exception):
+                raise result
+            response = triton.response(result, request)
+        except Exception as failure:
+            error, response = failure, triton.error_response(failure, request)
         self.metrics.ended(error, time.monotonic() - begin)
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

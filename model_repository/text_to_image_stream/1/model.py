@@ -13,13 +13,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from inside import triton
 from inside.denoise import sigmas_for, vae_latent
+from inside.errors import Cancelled, Expired, Full
 from inside.limits import Limits
 from inside.metrics import StreamMetrics
 from inside.noise import noise_from_seed
 from inside.preview import predicted, projected, read_projection
 from inside.publisher import Publisher
 from inside.reports import Reports, TimeOut, passed_on
-from inside.schedule import Cancelled, Expired, Full
 
 TEXT = ("prompt", "negative_prompt", "guidance_scale")
 # What `denoiser` takes of a request and does not change from step to step.
