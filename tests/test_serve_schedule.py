@@ -197,6 +197,32 @@ def test_closing_ends_what_is_unfinished():
         scheduler.submit(request())
 
 
+def test_the_second_thread_is_woken_once_a_second_call_pays():
+    """It found nothing to do when the loop began, since nothing was known of the pace."""
+    flying, ended, most = [], [], []
+
+    def velocity(latent):
+        flying.append(latent)
+        if not ended:
+            most.append(len(flying))
+        time.sleep(0.005)
+        flying.pop()
+        return latent
+
+    engine = Engine(velocity)
+    scheduler = StepScheduler(engine, 64)
+    scheduler.pace.hides = lambda size, calls: len(engine.calls) > 2
+    for _ in range(3):
+        scheduler.submit(request(steps=9, max_rows=2, on_end=lambda _, error: ended.append(error)))
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    while len(ended) < 3:
+        time.sleep(0.01)
+    scheduler.close()
+    thread.join()
+    assert max(most) == 2 and most[:2] == [1, 1]
+
+
 def test_a_request_that_is_cancelled_while_its_call_is_in_flight_ends_once_and_spoils_nothing():
     """Two threads look at it: one has it in a call, the other asks whether it is cancelled."""
     ended, cancelled = [], threading.Event()

@@ -107,14 +107,6 @@ def test_a_deadline_ends_the_wait_while_another_job_runs():
     assert record.events[1:] == [("running", "done"), ("in time", "done")]
 
 
-def test_work_whose_time_has_passed_is_not_begun():
-    record, queue = Record(), BoundedQueue("text_encoder", 3)
-    queue.submit(record.job("late", deadline=time.monotonic_ns(), work=Busy()))
-    with working(queue):
-        until(lambda: len(queue) == 0)
-    assert record.events == [("late", Expired)]
-
-
 def test_work_that_fails_is_its_requests_alone(capsys):
     """Even when its client cannot be told."""
 

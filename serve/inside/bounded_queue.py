@@ -89,7 +89,7 @@ class BoundedQueue:
             self._waiting.remove(job)
             self._running = True
         try:
-            result = self._late() if job.seconds_left() <= 0 else job.work()
+            result = job.work()
         except Exception as error:
             result = error
         _tell(job, result)
@@ -103,10 +103,7 @@ class BoundedQueue:
             late = [job for job in self._waiting if job.seconds_left() <= 0]
             self._waiting = [job for job in self._waiting if job not in late]
         for job in late:
-            _tell(job, self._late())
-
-    def _late(self) -> Expired:
-        return Expired(f"the time-out has passed before {self._name} had its turn for it")
+            _tell(job, Expired(f"the time-out has passed before {self._name} had its turn for it"))
 
 
 def _tell(job: Job, result: Any) -> None:
