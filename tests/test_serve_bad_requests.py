@@ -151,6 +151,7 @@ def test_a_wrong_request_ends_with_an_error_that_names_what_is_wrong(signatures,
             return
         names = {*spoilt, "size"} if {"height", "width", "latents"} & {*spoilt} else {*spoilt}
         names |= {"height", "width"} if "latents" in spoilt else set()
+        names |= {"time-out"} if "deadline" in spoilt else set()
         assert any(name in answer.message for name in names) or NO_PROMPT in answer.message, answer.message
 
     ask()
