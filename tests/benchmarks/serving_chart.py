@@ -32,7 +32,7 @@ def draw_serving(clients: Found, loads: Found, path: Path) -> Path:
         axes.set_xticks(CLIENTS, list(map(str, CLIENTS)))
         axes.set_xlabel("clients, each with one request at a time", fontsize=9)
     open_.set_xticks(LOADS, [f"{load:.0%}" for load in LOADS])
-    open_.set_xlabel("requests at random: load, of what one at a time can do", fontsize=9)
+    open_.set_xlabel("requests at random: load of one at a time", fontsize=9)
     top = 1.25 * max(rate(runs) for runs in clients.values())
     plain(rates, "pictures a second", ylim=(0, top))
     for axes, title, found in (
