@@ -157,6 +157,9 @@ class Server:
             left |= processes.regions(self._process.pid)
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        for process in processes.model_processes(self._process.pid):  # that wait for a server which is gone
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         for path in left:
             path.unlink(missing_ok=True)
 

@@ -52,8 +52,8 @@ class ServedModel:
         """The request with these inputs; what is None is left to the model.
 
         A model whose pictures are cached must be given a seed: one is drawn where there is none. The server
-        gives up after `seconds`. Raises ServerError naming an input that the model does not have, or whose
-        value it does not take.
+        gives up after `seconds`. Raises ServerError naming an input that the model does not have, needs, or
+        whose value it does not take.
         """
         given = {name: value for name, value in values.items() if value is not None}
         unknown = sorted(given.keys() - self.inputs.keys())
@@ -63,6 +63,8 @@ class ServedModel:
             )
         if "seed" in self.required:
             given.setdefault("seed", secrets.randbits(63))
+        for name in sorted(self.required - given.keys()):
+            raise ServerError(f"{name} is missing: {self.name} needs it")
         message = service_pb2.ModelInferRequest(model_name=self.name)
         for name, value in given.items():
             dtype = self.inputs[name]

@@ -98,6 +98,12 @@ def test_a_model_that_caches_pictures_gets_another_seed_each_time_unless_one_is_
     assert "seed" not in {tensor.name for tensor in served().message({"prompt": "a circle"}).inputs}
 
 
+def test_a_request_without_its_prompt_is_refused_before_it_is_sent(served):
+    """Triton's own words would be of numbers of inputs."""
+    with pytest.raises(ServerError, match="^prompt is missing: text_to_image needs it"):
+        served().message({"prompt": None, "steps": 4})
+
+
 def test_time_out_and_priority_go_as_parameters_in_microseconds_and_levels(served):
     message = served().message({"prompt": "a circle"}, seconds=1.5, priority_level=1)
     assert {name: value.int64_param for name, value in message.parameters.items()} == {

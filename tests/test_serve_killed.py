@@ -1,5 +1,7 @@
 """A model's process that dies under load: errors within seconds, and a launcher that ends."""
 
+import os
+import signal
 import threading
 import time
 
@@ -8,10 +10,13 @@ import pytest
 import tritonclient.grpc as triton
 from launched import kill, launched, server_of
 from test_serve_draining import status
+from triton_requests import until
 
 from mmdit.errors import ServerError
 from serve import processes
 from serve.client import Client, Progress
+from serve.launcher import running
+from serve.ports import Ports
 
 WITHIN = 6.0  # seconds; two to four were seen
 
@@ -74,3 +79,15 @@ def test_a_killed_process_fails_its_requests_and_ends_the_launch(build, fp8_repo
     assert f"error: the process of model {victim} died" in output
     assert regions and not any(path.exists() for path in regions)
     ports.check_free()
+
+
+def test_no_process_outlives_a_server_that_ended_by_itself(fp16_repository, tmp_path):
+    """One that waits for an answer of its server does not see its end: here it is stopped."""
+    with running(fp16_repository, Ports.free(), tmp_path / "server.log") as server:
+        leader = server._process.pid
+        models = {model: process for process, model in processes.model_processes(leader).items()}
+        os.kill(models["text_to_image_stream"], signal.SIGSTOP)
+        os.kill(leader, signal.SIGKILL)
+        server._process.wait()
+        assert models["text_to_image_stream"] in processes.model_processes(leader)
+    until(lambda: processes.model_processes(leader) == {})
