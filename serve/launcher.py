@@ -151,7 +151,7 @@ class Server:
         self.kill()
 
     def kill(self) -> None:
-        """End the server at once, and remove the shared memory that a killed Triton leaves behind."""
+        """End the server at once, with every process and the shared memory that a Triton may leave behind."""
         left = self._regions
         if self._process.poll() is None:
             left |= processes.regions(self._process.pid)

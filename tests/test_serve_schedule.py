@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 from stand_in_engine import Engine, request
+from triton_requests import until
+from working import working
 
 from serve.inside.errors import Cancelled, Full
 from serve.inside.schedule import StepScheduler
@@ -214,12 +216,8 @@ def test_the_second_thread_is_woken_once_a_second_call_pays():
     scheduler.pace.hides = lambda size, calls: len(engine.calls) > 2
     for _ in range(3):
         scheduler.submit(request(steps=9, max_rows=2, on_end=lambda _, error: ended.append(error)))
-    thread = threading.Thread(target=scheduler.run)
-    thread.start()
-    while len(ended) < 3:
-        time.sleep(0.01)
-    scheduler.close()
-    thread.join()
+    with working(scheduler):
+        until(lambda: len(ended) == 3)
     assert max(most) == 2 and most[:2] == [1, 1]
 
 
@@ -269,10 +267,6 @@ def test_who_was_answered_is_not_asked_whether_it_was_cancelled(monkeypatch):
         one.is_cancelled = partial(asked, one)
         one.on_end = lambda ended, _: answered.add(ended)
         scheduler.submit(one)
-    thread = threading.Thread(target=scheduler.run)
-    thread.start()
-    while len(answered) < 40:
-        time.sleep(0.01)
-    scheduler.close()
-    thread.join()
+    with working(scheduler):
+        until(lambda: len(answered) == 40)
     assert len(asked_late) > 80 and not any(asked_late)

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 from triton_requests import connect, tensors, until
+from working import working
 
 from serve.inside.bounded_queue import BoundedQueue, Job
 from serve.inside.errors import Expired, Full
@@ -40,16 +41,13 @@ class Busy:
 
 
 @contextlib.contextmanager
-def working(queue: BoundedQueue):
-    """The queue's worker, in a thread until the block's end."""
-    thread = threading.Thread(target=queue.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        queue.close()
-        thread.join(10)
-        assert not thread.is_alive()
+def occupied(most: int):
+    """A queue at work on a job named "running", until that is told to end; and what becomes of jobs."""
+    record, queue, busy = Record(), BoundedQueue("text_encoder", most), Busy()
+    queue.submit(record.job("running", work=busy))
+    with working(queue):
+        assert busy.begun.wait(10)
+        yield record, queue, busy
 
 
 def test_a_lower_priority_level_goes_first_then_who_came_first():
@@ -62,10 +60,7 @@ def test_a_lower_priority_level_goes_first_then_who_came_first():
 
 
 def test_one_more_than_it_holds_is_refused_and_the_running_one_counts():
-    record, queue, busy = Record(), BoundedQueue("text_encoder", 2), Busy()
-    queue.submit(record.job("running", work=busy))
-    with working(queue):
-        assert busy.begun.wait(10)
+    with occupied(2) as (record, queue, busy):
         queue.submit(record.job("waiting"))
         with pytest.raises(Full, match="text_encoder has 2 requests already: try again later"):
             queue.submit(record.job("refused"))
@@ -78,10 +73,7 @@ def test_one_more_than_it_holds_is_refused_and_the_running_one_counts():
 
 
 def test_what_waits_at_the_end_is_refused():
-    record, queue, busy = Record(), BoundedQueue("text_encoder", 2), Busy()
-    queue.submit(record.job("running", work=busy))
-    with working(queue):
-        assert busy.begun.wait(10)
+    with occupied(2) as (record, queue, busy):
         queue.submit(record.job("waiting"))
         queue.close()
         with pytest.raises(Full, match="stopping"):
@@ -93,10 +85,7 @@ def test_what_waits_at_the_end_is_refused():
 
 def test_a_deadline_ends_the_wait_while_another_job_runs():
     """Its place is free then."""
-    record, queue, busy = Record(), BoundedQueue("text_encoder", 3), Busy()
-    queue.submit(record.job("running", work=busy))
-    with working(queue):
-        assert busy.begun.wait(10)
+    with occupied(3) as (record, queue, busy):
         queue.submit(record.job("late", deadline=time.monotonic_ns() + 20_000_000))
         queue.submit(record.job("in time", deadline=time.monotonic_ns() + 60 * 10**9))
         until(lambda: len(queue) == 2)

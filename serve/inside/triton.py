@@ -119,6 +119,22 @@ def error_response(error: Exception, request: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
+def answer(request: Any, sender: Any, result: dict[str, Array] | Exception) -> Exception | None:
+    """Send a request's last response, with outputs by name or an error, and return the error.
+
+    Outputs that cannot be handed over are an error too.
+    """
+    error = None
+    try:
+        if isinstance(result, Exception):
+            raise result
+        last = response(result, request)
+    except Exception as failure:
+        error, last = failure, error_response(failure, request)
+    sender.send(last, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    return error
+
+
 def one(value: Any, dtype: type) -> Array:
     """A tensor of shape [1]."""
     return np.array([value], dtype)

@@ -54,25 +54,22 @@ class TritonPythonModel:
             except Exception as error:
                 if not isinstance(error, Full):  # of which the scheduler has told
                     self.metrics.rejected(error)
-                self.send(sender, triton.error_response(error, request))
+                triton.answer(request, sender, error)
         return None
 
     def answer(self, request, sender, denoising, error):
         try:
-            if error is not None:
-                raise error
-            outputs = {
-                "latents": denoising.latents,
-                "vae_latent": vae_latent(denoising.latents, self.limits),
-                "used_seed": triton.one(denoising.seed, np.int64),
-            }
-            answer = triton.response(outputs, request)
+            result = error or self.outputs(denoising)
         except Exception as failure:
-            answer = triton.error_response(failure, request)
-        self.send(sender, answer)
+            result = failure
+        triton.answer(request, sender, result)
 
-    def send(self, sender, answer):
-        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def outputs(self, denoising):
+        return {
+            "latents": denoising.latents,
+            "vae_latent": vae_latent(denoising.latents, self.limits),
+            "used_seed": triton.one(denoising.seed, np.int64),
+        }
 
     def finalize(self):
         self.scheduler.close()

@@ -85,16 +85,8 @@ class TritonPythonModel:
             return answer["context"], answer["pooled"], answer["truncated"]
 
     def answer(self, request, sender, begin, result):
-        """Send the outputs, or why there are none."""
-        error = None
-        try:
-            if isinstance(result, Exception):
-                raise result
-            response = triton.response(result, request)
-        except Exception as failure:
-            error, response = failure, triton.error_response(failure, request)
+        error = triton.answer(request, sender, result)
         self.metrics.ended(error, time.monotonic() - begin)
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self):
         self.queue.close()

@@ -64,11 +64,10 @@ class TritonPythonModel:
 
     def end(self, request, sender, error):
         self.metrics.ended(error)
-        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if error is None:
-            sender.send(flags=final)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         else:
-            sender.send(triton.error_response(error, request), flags=final)
+            triton.answer(request, sender, error)
 
     def stream(self, request, sender, inputs):
         reports = Reports.from_inputs(inputs)
