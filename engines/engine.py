@@ -13,6 +13,7 @@ from engines.plans.options import Options
 from engines.plans.plan_from_onnx import plan_from_onnx
 from engines.source import MODEL, Source, check_unchanged
 from mmdit.artifact import Layout, Manifest, read_manifest, versions, whole
+from mmdit.code import code_of
 from mmdit.contract import components, profiles
 from mmdit.errors import ArtifactError, ContractError, EngineError, TargetError
 from mmdit.family import VAE_SCALE, Family
@@ -105,6 +106,9 @@ def _wanted(source: Source, build: Build) -> Manifest:
         checkpoint=source.manifest.checkpoint,
         made_from=source.made_from | _refitted_from(folder, build),
         settings=_settings(source, build),
+        code=code_of(plan_from_onnx)
+        if build.target.runtime == "tensorrt"
+        else code_of(onnxruntime_from_onnx, check_graph),
         versions=_versions(build),
     )
 

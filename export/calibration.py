@@ -24,7 +24,8 @@ from export.prompts import CalibrationSettings
 from export.quantization import input_quantizers, insert_quantizers
 from export.remedies import Remedies, apply_remedies
 from export.trajectories import Batch, Denoiser, batches, denoised, device
-from mmdit.artifact import code_digest, versions
+from mmdit.artifact import versions
+from mmdit.code import code_of
 from mmdit.errors import QuantizationError, first_line
 from mmdit.family import Family
 
@@ -77,7 +78,7 @@ def write_calibration(
         "versions": versions(*_TOOLS),
     }
     state = folder.parent / ".calibration.json"
-    run_by = {"remedies": remedies.model_dump(mode="json"), "code": code_digest(Path(__file__).parent)}
+    run_by = {"remedies": remedies.model_dump(mode="json"), "code": code_of(write_calibration)}
     done, amax = _unfinished(state, identity | run_by)
     work = batches(family, checkpoint, settings)
     on_gpu = device().type == "cuda"

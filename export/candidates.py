@@ -10,7 +10,8 @@ from export.policy import AttentionPrecision, LayerPrecision, Rule, calibration_
 from export.prompts import PROMPTS, CalibrationSettings, calibrated_for
 from export.remedies import Remedies
 from export.trajectories import device
-from mmdit.artifact import Manifest, code_digest, sha256, versions, whole
+from mmdit.artifact import Manifest, sha256, versions, whole
+from mmdit.code import code_of
 from mmdit.family import Family
 
 _ATTENTION = AttentionPrecision.FP8  # a candidate too
@@ -39,12 +40,12 @@ def ranges_manifest(
         made_from={PROMPTS.name: sha256(PROMPTS)},
         settings={
             "t5_tokens": family.t5_tokens,
-            "code": code_digest(Path(__file__).parent),
             "device": device().type,
             "candidates": sorted(candidates),
             "remedies": remedies.model_dump(mode="json"),
             **settings.model_dump(mode="json"),
         },
+        code=code_of(write_calibration),
         versions=versions("torch", "diffusers", "transformers", "nvidia-modelopt"),
     )
 

@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from mmdit.artifact import fingerprint
 from mmdit.errors import CheckpointError, first_line
 from mmdit.family import PARTS, TOKENIZERS
 
@@ -85,6 +86,11 @@ def checkpoint_files(folder: Path) -> dict[str, list[Path]]:
         ),
     ]
     return files
+
+
+def checkpoint_hashes(folder: Path) -> dict[str, dict[str, str]]:
+    """Part → its files' SHA-256 by their path below `folder`. Raises CheckpointError."""
+    return {part: fingerprint(paths, folder) for part, paths in checkpoint_files(folder).items()}
 
 
 def _weights(part: Path) -> list[Path]:

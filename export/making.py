@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.artifact import Manifest, shown, whole
+from mmdit.code import code_of
 from mmdit.errors import QuantizationError, first_line
 
 
@@ -13,9 +14,10 @@ def make(
 ) -> None:
     """Make one artifact, or say that it is up to date.
 
-    `write` fills a folder and gives the manifest's findings. Raises QuantizationError when the GPU's memory
-    does not suffice.
+    `write` fills a folder and gives the manifest's findings. Its code becomes part of the manifest. Raises
+    QuantizationError when the GPU's memory does not suffice.
     """
+    manifest.code = code_of(write)
     reason = manifest.reason_to_rebuild(folder)
     if reason is None:
         print(f"{label}: up to date")

@@ -24,7 +24,8 @@ from export.remedies import Remedies, apply_remedies
 from export.sensitivity_chart import draw_sensitivity
 from export.switches import Switches
 from export.trajectories import device, dtype
-from mmdit.artifact import code_digest, digest
+from mmdit.artifact import digest
+from mmdit.code import code_of
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
 from mmdit.progress import Progress
@@ -80,9 +81,7 @@ def study(
     apply_remedies("mmdit", module, remedies)
     switches = Switches(module.model, candidates, ranges)
     comparison = Comparison(family, checkpoint, module.model, pairs, steps, _SEED)
-    identity = digest(
-        [calibration.model_dump(), pairs, steps, family.model_dump(), code_digest(Path(__file__).parent)]
-    )
+    identity = digest([calibration.model_dump(), pairs, steps, family.model_dump(), code_of(study)])
     measured = Measurements(switches, comparison, kept / f"measured-{device().type}.json", identity)
 
     sets = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.budget import check_budget
-from export.checkpoint import checkpoint_files, checkpoint_folder
+from export.checkpoint import checkpoint_folder, checkpoint_hashes
 from export.decisions import decided, policy_digest, remedied
 from export.making import make
 from export.policy import (
@@ -23,9 +23,7 @@ from mmdit.artifact import (
     BUILD,
     Layout,
     Manifest,
-    code_digest,
     digest,
-    fingerprint,
     require,
     sha256,
     shown,
@@ -37,12 +35,6 @@ from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
 
 _TOOLS = ("torch", "diffusers", "transformers", "onnx")
-# Modules that no artifact but a page, the sensitivity study or the preview's matrix comes from.
-_NOT_MAKING = (
-    *("__main__", "audit_page", "budget", "candidates", "comparison", "decisions", "groups"),
-    *("making", "measurements", "projection_from_vae", "sensitivity", "sensitivity_chart", "stages"),
-    "switches",
-)
 _FP8_TOOLS = (*_TOOLS, "nvidia-modelopt")
 
 
@@ -62,8 +54,7 @@ class Export:
             self.checkpoint, name=self.layout.name, variant=variant, t5_tokens=t5_tokens
         )
         self.signatures: dict[str, Signature] = components(self.family, shape_set(self.family))
-        files = checkpoint_files(self.checkpoint)
-        self.hashes = {part: fingerprint(paths, self.checkpoint) for part, paths in files.items()}
+        self.hashes = checkpoint_hashes(self.checkpoint)
         self.fingerprint = digest(self.hashes)
 
     def scan(self, **given: Any) -> dict[str, Remedies]:
@@ -144,7 +135,6 @@ class Export:
                 "preview",
                 self.hashes["vae_decoder"],
                 _TOOLS,
-                projection=sha256(Path(__file__).with_name("projection_from_vae.py")),
             ),
             write_projection,
         )
@@ -323,7 +313,6 @@ class Export:
             made_from=made_from,
             settings={
                 "family": self.family.model_dump(mode="json"),
-                "code": code_digest(Path(__file__).parent, without=_NOT_MAKING),
                 **settings,
             },
             versions=versions(*tools),

@@ -33,7 +33,8 @@ _CHUNK = 1 << 22
 class Manifest(BaseModel):
     """What lies beside an artifact.
 
-    `made_from` names inputs and their SHA-256; `files` the artifact's own; `checkpoint` is the
+    `made_from` names inputs and their SHA-256; `code` the code that made it (`mmdit.code.code_of`);
+    `files` the artifact's own; `checkpoint` is the
     fingerprint of the whole checkpoint, equal in all artifacts that belong together; `findings` what
     the stage measured or decided, which is no reason to rebuild.
     """
@@ -45,6 +46,7 @@ class Manifest(BaseModel):
     made_from: dict[str, str]
     settings: dict[str, Any]
     versions: dict[str, str]
+    code: dict[str, str] = {}
     files: dict[str, str] = {}
     findings: dict[str, Any] = {}
 
@@ -56,9 +58,12 @@ class Manifest(BaseModel):
             found = read_manifest(folder)
         except ArtifactError as error:
             return str(error)
-        for field in ("kind", "checkpoint", "made_from", "settings", "versions"):
+        for field in ("kind", "checkpoint", "made_from", "settings", "code", "versions"):
             old, new = getattr(found, field), getattr(self, field)
             if old != new:
+                if field == "code":
+                    changed = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+                    return f"code changed: {_names(changed)}"
                 if isinstance(old, dict) and isinstance(new, dict):
                     keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
                     return f"{field} differ: " + ", ".join(
@@ -210,12 +215,6 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest(package: Path, without: Iterable[str] = ()) -> str:
-    """The SHA-256 of a package's Python files but for some: a changed stage remakes what it made."""
-    paths = sorted(path for path in package.glob("*.py") if path.stem not in without)
-    return digest({path.name: path.read_text() for path in paths})
-
-
 def versions(*names: str) -> dict[str, str]:
     """The installed versions of the tools that make an artifact."""
     return {name: metadata.version(name) for name in names}
@@ -261,6 +260,13 @@ def _state(path: Path) -> str:
 
 def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def _names(names: Iterable[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    first = sorted(names)
+    more = f" and {len(first) - 3} more" if len(first) > 3 else ""
+    return ", ".join(first[:3]) + more
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.artifact import Manifest, digest, read_manifest, shown, versions, whole
+from mmdit.code import code_of
 from mmdit.errors import ArtifactError, QuantizationError
 from quality.figure import FIGURES, Figure
 from quality.perceptual import weights as perceptual_weights
@@ -23,16 +24,7 @@ from quality.subject import Subject
 GATE = "gate.json"
 MISSION = ("ssim_mean", 0.97)  # what the project promises of FP8 against FP16, whatever the profile
 _TOOLS = ("numpy", "torch", "scikit-image", "scipy")
-_ROOT = Path(__file__).resolve().parent.parent
 _JUDGING = ("profile", "thresholds", "judging")  # settings: when they alone differ, nothing is measured anew
-_CODE = [
-    *(f"quality/{name}.py" for name in ("comparison", "measurement", "metrics", "perceptual")),
-    *(f"quality/{name}.py" for name in ("reference", "subject", "trajectory")),
-    *(f"export/{name}.py" for name in ("modules", "positions")),
-    *(f"miniature/{name}.py" for name in ("reader", "scenes", "tasks")),
-    "engines/runner.py",
-    *(f"serve/inside/{name}.py" for name in ("denoise", "noise", "pixels", "text")),
-]
 
 
 @dataclass(frozen=True)
@@ -84,9 +76,9 @@ def gate(subject: Subject, asked: Asked) -> Verdict:
             "size": list(subject.size),
             "perceptual": [name for name in ("torchmetrics", "torchvision") if util.find_spec(name)]
             + [str(path) for path in perceptual_weights() if path.exists()],
-            "code": digest([(_ROOT / file).read_text() for file in _CODE]),
-            "judging": digest([(_ROOT / f"quality/{file}.py").read_text() for file in ("gate", "profile")]),
+            "judging": digest(code_of(_verdict)),
         },
+        code=code_of(_measured),
         versions=versions(*_TOOLS) | subject.manifests["mmdit-fp8"].versions,
     )
     reason = manifest.reason_to_rebuild(folder)

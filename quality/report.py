@@ -19,6 +19,7 @@ from mmdit.artifact import (
     shown,
     whole,
 )
+from mmdit.code import code_of
 from mmdit.contract import Precision
 from mmdit.errors import ArtifactError
 from quality.gate import GATE
@@ -27,8 +28,6 @@ from quality.subject import Subject
 
 PAGE = "index.html"
 AUDIT = "audit.json"
-_PARTS = ("report", "page", "pictures", "chart", "layers", "gpu_check")
-_CODE = [Path(__file__).with_name(f"{name}.py") for name in _PARTS]
 
 
 def report(layout: Layout, target: str, measurements: Path = MEASUREMENTS) -> Path:
@@ -59,18 +58,23 @@ def report(layout: Layout, target: str, measurements: Path = MEASUREMENTS) -> Pa
         checkpoint=gate.checkpoint,
         made_from={"quality": digest(gate.files), AUDIT: sha256(audit)}
         | ({check.name: sha256(check)} if check else {}),
-        settings={"target": target, "code": digest([path.read_text() for path in _CODE])},
+        settings={"target": target},
+        code=code_of(_write),
         versions=gate.versions,
     )
     reason = manifest.reason_to_rebuild(layout.report)
     if reason is None:
         print(f"report: up to date: {shown(layout.report / PAGE)}")
         return layout.report / PAGE
-    from quality.page import page
-
-    content: dict[str, Any] = json.loads((folder / GATE).read_text(encoding="utf-8"))
-    layers = json.loads(audit.read_text(encoding="utf-8"))
     with whole(layout.report, manifest) as partial:
-        (partial / PAGE).write_text(page(content, folder, layers, check), encoding="utf-8")
+        _write(partial / PAGE, folder, audit, check)
     print(f"report: written ({reason}): {shown(layout.report / PAGE)}")
     return layout.report / PAGE
+
+
+def _write(path: Path, gate: Path, audit: Path, check: Path | None) -> None:
+    from quality.page import page
+
+    content: dict[str, Any] = json.loads((gate / GATE).read_text(encoding="utf-8"))
+    layers = json.loads(audit.read_text(encoding="utf-8"))
+    path.write_text(page(content, gate, layers, check), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from engines.runner import Run, runner
-from mmdit.artifact import Layout, require
+from mmdit.artifact import Layout, digest, require
 from mmdit.contract import COMPONENTS, Precision, components
 from mmdit.errors import ArtifactError
 from mmdit.family import VAE_SCALE, Family
@@ -97,12 +97,12 @@ class Subject:
 
     def reference(self) -> Executor:
         """The checkpoint's modules in FP32; raises ArtifactError when it is not the engines' checkpoint."""
-        from export.stages import Export
+        from export.checkpoint import checkpoint_folder, checkpoint_hashes
 
-        export = Export(self.layout.model, self.layout.root.parent, t5_tokens=self.family.t5_tokens)
-        if export.fingerprint != self.checkpoint:
+        checkpoint = checkpoint_folder(self.layout.model)
+        if digest(checkpoint_hashes(checkpoint)) != self.checkpoint:
             raise ArtifactError(
-                f"{export.checkpoint} has changed since the engines were made from it: run "
+                f"{checkpoint} has changed since the engines were made from it: run "
                 f"`make engines MODEL={self.layout.model} TARGET={self.target}`"
             )
         signatures = components(self.family, self.shapes)
@@ -111,7 +111,7 @@ class Subject:
         def opened(component: str) -> Iterator[Run]:
             from quality.reference import reference
 
-            with reference(component, export.checkpoint, signatures[component]) as run:
+            with reference(component, checkpoint, signatures[component]) as run:
                 yield run
 
         small = max(self.size) <= _SMALL

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.artifact import Manifest, code_digest, digest, read_manifest, versions, whole
+from mmdit.artifact import Manifest, digest, read_manifest, versions, whole
+from mmdit.code import code_of
 from mmdit.contract import TEXT_ENCODERS, Precision, components, served_models
 from mmdit.errors import RepositoryError
 from mmdit.family import VAE_SCALE, Family
@@ -27,8 +28,6 @@ from serve.timing import check_step_times
 
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
 _INSIDE = Path(__file__).with_name("inside")
-# Modules that decide what is written.
-_DECIDING = ("repository", "engine_set", "model_config", "server_memory", "warm_up")
 _ONNXRUNTIME_ENGINE = Path(__file__).with_name("runtime") / "onnxruntime_engine.py"
 
 
@@ -67,7 +66,8 @@ def package(
         made_from={f"{each.target}/{file}": value for each in engines for file, value in each.files().items()}
         | {f"tokenizers/{k}": v for k, v in read_manifest(first.tokenizers).files.items()}
         | {f"preview/{k}": v for k, v in read_manifest(first.preview).files.items()}
-        | {"policies": _policies_digest(), "inside": code_digest(_INSIDE), "packager": _packager_digest()},
+        | {"policies": _texts_digest(POLICIES), "inside": _texts_digest(_INSIDE)}
+        | {"runtime": _texts_digest(_ONNXRUNTIME_ENGINE.parent)},
         settings={
             "targets": [each.target for each in engines],
             "precisions": {each.target: each.precision.value for each in engines},
@@ -79,6 +79,7 @@ def package(
             "step_times": [each.model_dump(mode="json") for each in step_times],
             "cache_pictures": cache_pictures,
         },
+        code=code_of(write_repository, check_repository, _memory),
         versions=versions("tokenizers"),
     )
     reason = manifest.reason_to_rebuild(output)
@@ -240,16 +241,10 @@ def _copy_library(name: str, version: Path) -> None:
     shutil.copytree(Path(spec.origin).parent, version / name, ignore=ignore)
 
 
-def _policies_digest() -> str:
-    files = sorted(path for path in POLICIES.rglob("*") if path.suffix in (".pbtxt", ".py"))
-    return digest({str(path.relative_to(POLICIES)): path.read_text() for path in files})
-
-
-def _packager_digest() -> str:
-    return digest(
-        [code_digest(Path(__file__).parent / "runtime")]
-        + [Path(__file__).with_name(f"{name}.py").read_text() for name in _DECIDING]
-    )
+def _texts_digest(folder: Path) -> str:
+    """The SHA-256 of the policies and Python files of a folder that are copied into the repository."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".pbtxt", ".py"))
+    return digest({str(path.relative_to(folder)): path.read_text() for path in files})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

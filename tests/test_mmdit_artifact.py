@@ -13,7 +13,6 @@ from mmdit.artifact import (
     MANIFEST,
     Layout,
     Manifest,
-    code_digest,
     digest,
     fingerprint,
     read_manifest,
@@ -237,16 +236,6 @@ def test_a_fingerprint_names_files_below_the_root(tmp_path):
 def test_a_digest_is_of_the_content_not_of_its_order():
     """Dictionaries are equal however they were filled."""
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
-
-
-def test_changed_code_changes_its_digest(tmp_path):
-    """A stage that was edited makes its artifacts again; other files do not matter."""
-    (tmp_path / "stage.py").write_text("one = 1")
-    before = code_digest(tmp_path)
-    (tmp_path / "README.md").write_text("words")
-    assert code_digest(tmp_path) == before
-    (tmp_path / "stage.py").write_text("one = 2")
-    assert code_digest(tmp_path) != before
 
 
 def test_versions_are_those_installed():
