@@ -1,32 +1,32 @@
-# The targets stand in the order in which data flows:
+# Targets, in the order in which data flows:
 #   checkpoint ──▶ onnx ──▶ fp8 ──▶ engines ──▶ gate ──▶ repository ──▶ serve ◀── generate
-# Each is remade only when what it was made from has changed; the stages say why.
+# A stage runs again only if its inputs changed, and prints which.
 
-# a checkpoint's folder, a hub id, or "miniature"
+# checkpoint folder, hub id, or "miniature"
 MODEL ?= miniature
 # auto, hopper, ada, cpu, or a compute capability such as sm86
 TARGET ?= auto
-# of the MMDiT: fp8 or fp16
+# precision of the MMDiT: fp8 or fp16
 PRECISION ?= fp8
-# the sizes served: square-1024 (the default of SD3.5), square-512, buckets-1mp, any-256-1536
+# sizes to serve: square-1024 (default for SD3.5), square-512, buckets-1mp, any-256-1536
 SHAPES ?=
-# more of `python -m engines build`, such as --workspace-gib 20
+# extra options for `python -m engines build`, such as --workspace-gib 20
 ENGINE_OPTIONS ?=
-# more of `python -m measure reference`, such as --model medium --size 512x512
+# extra options for `python -m measure reference`, such as --model medium --size 512x512
 REFERENCE_OPTIONS ?=
-# 1: package FP8 engines whose quality gate failed or was not run, and say so in the manifest
+# 1: package FP8 engines even if the quality gate failed or was not run; the manifest records it
 ACCEPT_QUALITY ?=
-# tables of what calls take by their rows, as `make gpu-check` measures them, separated by spaces: calls of about their
-# sizes are then shared only where it pays. What is not given to the next `make repository` is left out again
+# tables of rows → milliseconds from `make gpu-check`, separated by spaces: the scheduler then batches calls of about
+# these sizes only when it raises throughput. Give them to every `make repository`, otherwise they are left out
 STEP_TIMES ?=
-# 1: answer a request that was answered before from Triton's response cache; a seed is then required
+# 1: return repeated requests from Triton's response cache; a seed is then required
 CACHE_PICTURES ?=
-# of the text encoders' answers and of such pictures: local, local:MIB or redis://HOST:PORT
+# response cache for text and pictures: local, local:MIB or redis://HOST:PORT
 CACHE ?= local
-# what runs gets to finish once the server is told to stop
+# seconds that in-flight requests have to finish when the server stops
 GRACE_SECONDS ?= 30
-# more of `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2; what was given once
-# must be given to later commands too, or they remake it with the defaults
+# extra options for `python -m export onnx` and `fp8`, such as --scan-batch 1 and --calibration-batch 2. Give them to
+# later commands too, otherwise those rebuild with the defaults
 ONNX_OPTIONS ?=
 FP8_OPTIONS ?=
 # 3.11 or 3.12, on Linux x86-64
@@ -39,7 +39,7 @@ METRICS_PORT ?= 8002
 PROMPT ?= a large red circle on a white background
 OUT ?= picture.png
 URL ?= localhost:$(GRPC_PORT)
-# of training, at most
+# time limit of `make train`
 MINUTES ?= 75
 
 ifeq ($(filter fp8 fp16,$(PRECISION)),)
@@ -55,20 +55,20 @@ SHELL := bash
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
-# A variable as one word of the shell, as it was given: neither make nor the shell expands what is in it.
+# A variable as one shell word, verbatim: neither make nor the shell expands it.
 quoted = '$(subst ','\'',$(value $(1)))'
 MODEL_AND_TARGET = --model $(call quoted,MODEL) --target $(call quoted,TARGET)
 CHOSEN = $(MODEL_AND_TARGET) --precision $(PRECISION)
 ENGINE = $(call given,SHAPES,shapes) $(ENGINE_OPTIONS)
-# of the quality gate, passed on only when they are given
+# options of the quality gate, passed on only if given
 GATE = $(call given,PROFILE,profile) $(call given,PROMPTS,prompts) $(call given,COUNT,count)
-# FP8 is packaged once its gate is passed, or without it when that was asked for by name
+# FP8 is packaged only after it passes the gate, unless ACCEPT_QUALITY=1
 PACKAGED = $(if $(ACCEPT_QUALITY),--accept-quality) $(if $(CACHE_PICTURES),--cache-pictures) \
 	$(patsubst %,--step-times='%',$(subst ','\'',$(value STEP_TIMES)))
 JUDGED = $(if $(filter fp8,$(PRECISION)),$(if $(ACCEPT_QUALITY),engines,gate),engines)
-# variables of a request, passed on only when they are given
+# variables of a request, passed on only if given
 given = $(if $(value $(1)),--$(2)=$(call quoted,$(1)))
-# the same of one that has a default here
+# the same for a variable that has a default here
 asked = $(if $(filter file,$(origin $(1))),,--$(2)=$(call quoted,$(1)))
 REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) \
 	$(call given,STEPS,steps) $(call given,GUIDANCE_SCALE,guidance-scale) \
@@ -79,10 +79,10 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 .PHONY: help demo setup forecast target onnx fp8 sensitivity engines refit both-engines gate report repository serve generate \
 	evaluate bench load gpu-reference gpu-check train test lint clean
 
-demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
+demo: $(JUDGED) ## miniature SD3.5: export, FP8, quality gate, Triton server, eight pictures; no GPU needed
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
 
-setup: $(READY) ## install what everything needs into .venv (the other targets do it by themselves)
+setup: $(READY) ## install all dependencies into .venv (other targets do this automatically)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import platform, sys; ok = sys.version_info[:2] in ((3, 11), (3, 12)) and \
@@ -102,90 +102,90 @@ $(READY): pyproject.toml constraints.txt
 	|| { grep -v '^WARNING' $(VENV)/setup.err | tail -n 5 >&2; exit 1; }
 	@touch $(READY)
 
-forecast: $(READY) ## what fits which GPU, and lower bounds per step, before anything is built: of SD3.5, or MODEL=
+forecast: $(READY) ## compute which GPUs fit the engines, and lower bounds per step: for SD3.5, or MODEL=
 	@$(RUN) -m engines forecast $(call asked,MODEL,model)
 
-# before hours of export: refuse a target that this machine cannot build, unless `engines` alone is asked for
+# Before hours of export, refuse a target that this machine cannot build, unless only `engines` is requested.
 target: $(READY)
 	@$(RUN) -m engines build $(CHOSEN) $(call given,SHAPES,shapes) \
 	--check $(if $(filter-out engines,$(MAKECMDGOALS)),here,known) >/dev/null
 
-onnx: $(READY) ## MODEL's checkpoint to one FP16 ONNX file per component
+onnx: $(READY) ## export MODEL to one FP16 ONNX file per component: ONNX_OPTIONS=
 	@$(RUN) -m export onnx --model $(call quoted,MODEL) $(ONNX_OPTIONS)
 
-fp8: onnx ## calibrate, and the MMDiT to FP8 ONNX with its audit: POLICY= CALIBRATION=
+fp8: onnx ## calibrate and quantize the MMDiT to FP8 ONNX, with an audit: POLICY= CALIBRATION= FP8_OPTIONS=
 	@$(RUN) -m export fp8 $(MODEL_AND_TARGET) $(call given,POLICY,policy) $(call given,CALIBRATION,calibration) \
 	$(FP8_OPTIONS)
 
-sensitivity: onnx ## rank groups of layers by what FP8 does to them; BUDGET=0.99 proposes a policy: BY= POLICY=
+sensitivity: onnx ## rank layer groups by FP8 damage; BUDGET=0.99 proposes a policy for that SSIM: BY= POLICY=
 	@$(RUN) -m export sensitivity $(MODEL_AND_TARGET) $(call given,BY,by) $(call given,BUDGET,budget) \
 	$(call given,POLICY,policy) $(FP8_OPTIONS)
 
-engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## ONNX to one engine per component, for TARGET: SHAPES= ENGINE_OPTIONS=
+engines: target $(if $(filter fp16,$(PRECISION)),onnx,fp8) ## check the ONNX files and build one engine per component for TARGET: SHAPES= ENGINE_OPTIONS=
 	@$(RUN) -m engines build $(CHOSEN) $(ENGINE)
 
-refit: $(READY) ## put the weights back into plans built with ENGINE_OPTIONS=--strip, on the GPU's machine
+refit: $(READY) ## restore the weights of plans built with ENGINE_OPTIONS=--strip; run on the GPU machine
 	@$(RUN) -m engines refit $(CHOSEN)
 
-gate: both-engines ## FP8's pictures against FP16's, with a verdict: PROFILE= PROMPTS= COUNT=
+gate: both-engines ## compare FP8 pictures with FP16 pictures and give a verdict: PROFILE= PROMPTS= COUNT=
 	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE))
 
-report: both-engines ## one page about FP8, whatever the gate's verdict: pictures, errors, layers, sizes
+report: both-engines ## write one page about FP8, even if the gate failed: pictures, errors, layers, sizes
 	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality gate $(MODEL_AND_TARGET) $(GATE) --report-only)
 	@$(if $(filter fp8,$(PRECISION)),$(RUN) -m quality report $(MODEL_AND_TARGET))
 
-both-engines: engines # FP8 is judged beside FP16
+both-engines: engines # the gate needs FP16 engines as its baseline
 	@$(if $(filter fp8,$(PRECISION)),set -o pipefail; \
 	$(RUN) -m engines build $(MODEL_AND_TARGET) --precision fp16 $(ENGINE) | sed -un '/: building/p')
 
-repository: $(JUDGED) ## engines to a Triton model repository, for FP8 once the gate is passed (or ACCEPT_QUALITY=1): STEP_TIMES= CACHE_PICTURES=
+repository: $(JUDGED) ## package the engines as a Triton model repository; FP8 must pass the gate (or ACCEPT_QUALITY=1): STEP_TIMES= CACHE_PICTURES=
 	@$(RUN) -m serve package $(CHOSEN) $(PACKAGED)
 
-serve: $(READY) ## a Triton server over it, until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT= CACHE= GRACE_SECONDS=
+serve: $(READY) ## run a Triton server on the repository until Ctrl-C: HOST= GRPC_PORT= HTTP_PORT= METRICS_PORT= CACHE= GRACE_SECONDS=
 	@exec $(RUN) -m serve launch $(CHOSEN) --host $(call quoted,HOST) --cache $(call quoted,CACHE) --grace-seconds $(GRACE_SECONDS) \
 	--grpc-port $(GRPC_PORT) --http-port $(HTTP_PORT) --metrics-port $(METRICS_PORT)
 
-generate: $(READY) ## a picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= GUIDANCE_START= GUIDANCE_END= HEIGHT= WIDTH= TIMEOUT= PRIORITY_LEVEL= OUT=
+generate: $(READY) ## request one picture from the server at URL: PROMPT= NEGATIVE_PROMPT= SEED= STEPS= GUIDANCE_SCALE= GUIDANCE_START= GUIDANCE_END= HEIGHT= WIDTH= TIMEOUT= PRIORITY_LEVEL= OUT=
 	@$(RUN) -m serve generate $(REQUEST) $(call given,TIMEOUT,timeout) \
 	$(call given,PRIORITY_LEVEL,priority-level) --url $(URL) --out $(call quoted,OUT) -- $(call quoted,PROMPT)
 
-evaluate: $(READY) ## score the miniature's served pictures of 200 captions in FP16 and FP8, with a page of them
+evaluate: $(READY) ## score 200 served pictures of the miniature in FP16 and in FP8, and write a page of them
 	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp16
 	@$(MAKE) --no-print-directory repository MODEL=miniature PRECISION=fp8 ACCEPT_QUALITY=1
 	@$(RUN) -m miniature evaluate --target $(call quoted,TARGET)
 
-bench: $(READY) ## all benchmarks, each beside its peer, into docs/benchmarks: an hour on an idle machine
+bench: $(READY) ## run all benchmarks next to their peers, into docs/benchmarks: an hour on an idle machine
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
 	@for each in scheduling real_scheduling step_cost lone serving guidance; do \
 	$(RUN) -m tests.benchmarks.$$each --out docs/benchmarks || exit; done
 
-load: $(READY) ## 2,000 mixed requests by 16 clients against the miniature's server: every answer is checked
+load: $(READY) ## send 2,000 mixed requests from 16 clients to the miniature's server and check every answer
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
 	@$(RUN) -m tests.load --requests 2000 --clients 16
 
-gpu-reference: $(READY) ## torch's milliseconds per step on this machine's GPU, a floor for TensorRT: REFERENCE_OPTIONS=
+gpu-reference: $(READY) ## time PyTorch per step on this machine's GPU, as a reference for TensorRT: REFERENCE_OPTIONS=
 	@$(RUN) -m measure reference $(REFERENCE_OPTIONS)
 
-gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MODEL's engines, FP16 and FP8: POLICY= SHAPES= PROFILE= PROMPTS= COUNT=
+gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MODEL's FP16 and FP8 engines: POLICY= SHAPES= PROFILE= PROMPTS= COUNT=
 	@$(RUN) -m measure check $(MODEL_AND_TARGET) $(call given,SHAPES,shapes) $(call given,POLICY,policy) \
 	$(call given,ONNX_OPTIONS,onnx-options) $(call given,FP8_OPTIONS,fp8-options) \
 	$(call given,CALIBRATION,calibration) $(call given,ENGINE_OPTIONS,engine-options) $(GATE)
 
-train: $(READY) ## train the miniature for MINUTES, from where it stopped, in training/
+train: $(READY) ## train the miniature for MINUTES in training/; resumes where it stopped
 	@$(RUN) -m miniature train --minutes $(MINUTES)
 
-test: $(READY) ## the tests
+test: $(READY) ## run the tests
 	@$(RUN) -m pytest
 
-lint: $(READY) ## format, lint and types
+lint: $(READY) ## check format, lint and types
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 
-clean: ## remove everything that was made, but not .venv and training/
+clean: ## remove build/; keeps .venv and training/
 	rm -rf build
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 	@echo; echo "MODEL=$(MODEL)  TARGET=$(TARGET)  PRECISION=$(PRECISION)  SHAPES=$(SHAPES)"

@@ -146,9 +146,10 @@ def main() -> None:
     for name, seconds in medians.items():
         share = f"{1 - medians[without[name]] / seconds:.0%}" if name in without else "—"
         rows.append((name, f"{seconds:.2f} s", f"{seconds / peer:.2f}", share))
-    part = pages.table(["a picture", "median", "of diffusers", f"server's share (asked: ≤ {BAR:.0%})"], rows)
+    part = pages.table(
+        ["a picture", "median", "over diffusers", f"server's share (target: ≤ {BAR:.0%})"], rows
+    )
     page = pages.fill(given.out, "serving.md", {"lone": part, "machine": pages.machine()})
-    pages.fill(given.out, "README.md", {"lone": part})
     print(shown(page))
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from mmdit.artifact import BUILD
 from mmdit.errors import ArtifactError
 
-INDEX = "README.md"
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
 
@@ -48,7 +47,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def fill(folder: Path, page: str, parts: Mapping[str, str]) -> Path:
     """Write `parts` into the copy of a page that lies in `folder`; the first copy is that of docs/benchmarks.
 
-    Prints them, but for what the index repeats.
+    Prints them.
     Raises ArtifactError for a part that the page has no place for.
     """
     path = folder / page
@@ -62,8 +61,7 @@ def fill(folder: Path, page: str, parts: Mapping[str, str]) -> Path:
             raise ArtifactError(f"{path} has no place <!-- {name} --> for what was measured")
         text = place.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)  # type: ignore[misc]
     path.write_text(text, encoding="utf-8")
-    if page != INDEX:
-        print("\n\n".join(parts.values()) + "\n")
+    print("\n\n".join(parts.values()) + "\n")
     return path
 
 

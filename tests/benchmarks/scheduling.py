@@ -250,7 +250,7 @@ def main() -> None:
         found += points([curve], LOADS if drawn(curve) else (0.7,), seeds, count)
     prices = [priced(price) for price in PRICES]
     priced_points = points(prices, (0.7,), seeds, count)
-    asked = pages.table(["", "asked", "found"], asked_and_found())
+    asked = pages.table(["figure", "target", "measured"], asked_and_found())
     every = [*stand_ins, *engines]
     parts = {
         "asked": asked,
@@ -261,7 +261,6 @@ def main() -> None:
         "own work": own_work_table(every),
     }
     page = pages.fill(given.out, "scheduling.md", parts)
-    pages.fill(given.out, "README.md", {"scheduling": asked})
     bound = not given.step_times
     charts = [
         draw_prices(prices, priced_points, every, given.out / "scheduling-price.png", bound=bound),

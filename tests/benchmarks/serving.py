@@ -192,12 +192,12 @@ def main() -> None:
     given = parser.parse_args()
     clients, loads = measure(given.rounds, given.quick)
     parts = {
+        "serving": summary(clients, loads),
         "clients": found_table(clients, "clients", str, rates=True),
         "arrivals": found_table(loads, "load", lambda load: f"{load:.0%}", rates=False),
         "machine": pages.machine(),
     }
     page = pages.fill(given.out, "serving.md", parts)
-    pages.fill(given.out, "README.md", {"serving": summary(clients, loads)})
     print(shown(page))
     print(shown(draw_serving(clients, loads, given.out / "serving.png")))
 

@@ -43,19 +43,19 @@ def measure(rounds: int) -> dict[str, np.ndarray]:
 def page_part(found: dict[str, np.ndarray]) -> str:
     """The table: medians over rounds, and the least."""
     rows = [
-        ("bare `exec()`, tensors made once", found["bare"]),
-        ("bare `exec()`, the latents' tensors made at each call", found["renewed"]),
+        ("bare `exec()`, tensors reused", found["bare"]),
+        ("bare `exec()`, the latents' tensors rebuilt in each call", found["renewed"]),
         ("a step through the scheduler", found["scheduled"]),
-        ("of it the engine's call, with its tensors", found["engine"]),
-        ("of it the scheduler's own work", found["host"]),
+        ("of which the engine's call, with its tensors", found["engine"]),
+        ("of which the scheduler's own work", found["host"]),
         (
-            f"above the bare `exec()`, tensors made once (asked: ≤ {BAR:.0f} ms)",
+            f"above the bare `exec()`, tensors reused (target: ≤ {BAR:.0f} ms)",
             found["scheduled"] - found["bare"],
         ),
-        ("above the bare `exec()`, tensors made at each call", found["scheduled"] - found["renewed"]),
+        ("above the bare `exec()`, tensors rebuilt in each call", found["scheduled"] - found["renewed"]),
     ]
     return pages.table(
-        ["milliseconds of a step", "median", "least"],
+        ["milliseconds of a step", "median", "minimum"],
         [(name, f"{np.median(values):.2f}", f"{values.min():.2f}") for name, values in rows],
     )
 
@@ -65,7 +65,6 @@ def main() -> None:
     given = pages.arguments("The server's cost of a step.").parse_args()
     part = page_part(measure(5 if given.quick else 40))
     page = pages.fill(given.out, "serving.md", {"step cost": part, "machine": pages.machine()})
-    pages.fill(given.out, "README.md", {"cost": part})
     print(shown(page))
 
 
