@@ -158,11 +158,11 @@ bench: $(READY) ## all benchmarks, each beside its peer, into docs/benchmarks: a
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
 	@for each in scheduling real_scheduling step_cost lone serving guidance; do \
-	$(RUN) -m tests.benchmarks.$$each --out docs/benchmarks || exit; done
+	$(RUN) -m bench.$$each --out docs/benchmarks || exit; done
 
 load: $(READY) ## 2,000 mixed requests by 16 clients against the miniature's server: every answer is checked
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
-	@$(RUN) -m tests.load --requests 2000 --clients 16
+	@$(RUN) -m bench.load --requests 2000 --clients 16
 
 gpu-reference: $(READY) ## torch's milliseconds per step on this machine's GPU, a floor for TensorRT: REFERENCE_OPTIONS=
 	@$(RUN) -m measure reference $(REFERENCE_OPTIONS)
