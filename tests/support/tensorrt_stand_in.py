@@ -89,7 +89,7 @@ def libnvinfer(version: int) -> bytes:
 
 
 def told_by(version: str, module: str, folder: Path) -> dict[str, Any]:
-    """What a test module's `run_scenarios(folder)` prints as JSON in a process with the bindings of `version`."""
+    """What a test's `run_scenarios(folder)` prints as JSON in a process with the bindings of `version`."""
     tier = module.split("_")[1]  # test_engines_plan lies in tests/engines
     paths = [*bindings(version), str(ROOT), *(str(ROOT / "tests" / each) for each in ("support", tier))]
     code = (
