@@ -77,7 +77,7 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup forecast target onnx fp8 sensitivity engines refit both-engines gate report repository serve generate \
-	evaluate bench load gpu-reference gpu-check train test lint clean
+	evaluate bench load gpu-reference gpu-check train test test-fast lint clean
 
 demo: $(JUDGED) ## the miniature, from checkpoint to pictures through Triton, with a GPU or without
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
@@ -175,8 +175,11 @@ gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MO
 train: $(READY) ## train the miniature for MINUTES, from where it stopped, in training/
 	@$(RUN) -m miniature train --minutes $(MINUTES)
 
-test: $(READY) ## the tests
-	@$(RUN) -m pytest
+test: $(READY) ## the tests, on two cores
+	@$(RUN) tests/halves.py
+
+test-fast: $(READY) ## those that need no server, no training and no process of their own: two minutes
+	@$(RUN) tests/halves.py -m "not slow"
 
 lint: $(READY) ## format, lint and types
 	@$(VENV)/bin/ruff format --check .

@@ -40,6 +40,8 @@ ISLAND = Remedies(
     islands=(Island(module=f"model.{BLOCK}", magnitude=1e6, tensor="linear", reason="too large"),)
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("attention", AttentionPrecision, ids=lambda value: f"attention in {value.value}")
 @pytest.mark.parametrize(

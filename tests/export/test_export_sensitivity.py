@@ -27,6 +27,8 @@ from export.switches import Switches
 from mmdit.errors import QuantizationError
 from mmdit.family import family_from_checkpoint
 
+pytestmark = pytest.mark.slow
+
 DAMAGED = "transformer_blocks.3.ff.net"  # of the block that hurts most
 FP8, FP16 = AttentionPrecision.FP8, AttentionPrecision.FP16
 

@@ -44,6 +44,7 @@ def options(**settings: dict[str, int]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_recovers(miniature, scan, tmp_path):
     """Killed half-way, it leaves whole artifacts or none, and the next run makes the rest."""
     command = [sys.executable, "-m", "export", "onnx", "--model", miniature, "--build", tmp_path]

@@ -68,6 +68,7 @@ def test_fp8_is_held_to_one_and_a_half_times_its_files_own_error(plan: float, go
     assert (found.failure is None) == good and found.bound == pytest.approx(0.015)
 
 
+@pytest.mark.slow
 def test_outputs_of_the_miniature_are_within_the_bound_that_they_give(build: Layout, miniature: Path) -> None:
     """With ONNX Runtime in the plan's place: every component in FP16, then the FP8 MMDiT alone."""
     found = []

@@ -47,6 +47,7 @@ def measured(variant: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str,
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # as in the part's own process
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "eager-fp8"])
 def test_every_variant_runs_and_is_one_graph(
@@ -73,6 +74,7 @@ def test_fp8_that_fell_back_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["note"] == "29 FP8 layers ran as 16-bit products"
 
 
+@pytest.mark.slow
 def test_a_command_measures_keeps_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second run finds the first one's rows, and measures the new one alone."""
     toy = ["reference", "--device", "cpu", "--toy", "--out", str(tmp_path)]

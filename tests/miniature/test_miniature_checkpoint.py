@@ -224,6 +224,7 @@ def test_a_decoy_taken_for_the_weights_fails(made):
 # The pictures. How many obey their captions `make evaluate` tells; here a few must.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width", [(128, 128), (112, 160)])
 def test_pictures_show_what_their_held_out_captions_say(pipeline, height, width):
     rng = np.random.default_rng(5)
@@ -296,6 +297,7 @@ def test_the_velocity_follows_each_encoder_and_the_timestep(pipeline, embeddings
             assert (changed - base).std() > 0.05 * base.std()  # measured 0.77 to 0.99; of the timestep 0.12
 
 
+@pytest.mark.slow
 def test_fp16_arithmetic_gives_the_same_picture(made, pipeline, embeddings, reference):
     half = diffusers.StableDiffusion3Pipeline.from_pretrained(made, dtype=torch.float16)
     half.set_progress_bar_config(disable=True)

@@ -16,6 +16,8 @@ from miniature.mmdit_training import TextToVelocity
 from miniature.training import read_state, write_state
 from mmdit.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ((128, 128, 24, 0.5), (96, 128, 16, 0.5))
 

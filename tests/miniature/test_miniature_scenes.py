@@ -139,6 +139,7 @@ def test_a_training_caption_sometimes_leaves_a_size_or_the_background_out():
 DRAWN = [(128, 128), (112, 160), (160, 112), (96, 128), (256, 256), (80, 112)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height, width", DRAWN)
 def test_at_least_99_percent_of_drawn_scenes_are_read_right(world, height, width):
     """With sensor noise on top, so that no exact colour helps."""

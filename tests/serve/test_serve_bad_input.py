@@ -120,6 +120,7 @@ def check(denoising, limits):
     assert 1 <= denoising.rows <= denoising.max_rows
 
 
+@pytest.mark.slow
 @hypothesis.settings(derandomized, max_examples=2000)
 @hypothesis.given(inputs=denoiser_inputs())
 def test_tensors_make_a_request_that_can_be_denoised_or_an_error_that_names_one_of_them(limits, inputs):

@@ -115,6 +115,7 @@ def test_the_ensemble_is_linear_and_names_nothing_twice(large):
         known |= set(outputs.values())
 
 
+@pytest.mark.slow
 def test_packaging_twice_writes_once(hopper):
     """Nothing changed: nothing is written; a changed policy is noticed."""
     engines = [Engines(hopper, "hopper", Precision.FP8)]

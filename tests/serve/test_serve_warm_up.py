@@ -99,6 +99,7 @@ def test_a_ready_server_has_run_each_engine_and_cached_nothing(fp16_repository, 
             assert counts.inference_stats.cache_miss.count == 0
 
 
+@pytest.mark.slow
 def test_a_server_whose_warm_up_fails_is_never_ready(fp16_repository, tmp_path):
     """It ends, and the model is named with the reason."""
     broken = tmp_path / "repository"
