@@ -77,7 +77,7 @@ REQUEST = $(call given,NEGATIVE_PROMPT,negative-prompt) $(call given,SEED,seed) 
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup forecast target onnx fp8 sensitivity engines refit both-engines gate report repository serve generate \
-	evaluate bench load gpu-reference gpu-check train test lint clean
+	evaluate bench load gpu-reference gpu-check train test test-fast lint clean
 
 demo: $(JUDGED) ## miniature SD3.5: export, FP8, quality gate, Triton server, eight pictures; no GPU needed
 	@$(RUN) -m serve demo $(CHOSEN) $(PACKAGED) $(call asked,PROMPT,prompt) $(call asked,OUT,out) $(REQUEST)
@@ -158,11 +158,11 @@ bench: $(READY) ## run all benchmarks next to their peers, into docs/benchmarks:
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp8 ACCEPT_QUALITY=1
 	@for each in scheduling real_scheduling step_cost lone serving guidance; do \
-	$(RUN) -m tests.benchmarks.$$each --out docs/benchmarks || exit; done
+	$(RUN) -m bench.$$each --out docs/benchmarks || exit; done
 
 load: $(READY) ## send 2,000 mixed requests from 16 clients to the miniature's server and check every answer
 	@$(MAKE) --no-print-directory repository MODEL=miniature TARGET=cpu PRECISION=fp16
-	@$(RUN) -m tests.load --requests 2000 --clients 16
+	@$(RUN) -m bench.load --requests 2000 --clients 16
 
 gpu-reference: $(READY) ## time PyTorch per step on this machine's GPU, as a reference for TensorRT: REFERENCE_OPTIONS=
 	@$(RUN) -m measure reference $(REFERENCE_OPTIONS)
@@ -175,8 +175,11 @@ gpu-check: $(READY) ## on a GPU with TensorRT: build, judge, compare and time MO
 train: $(READY) ## train the miniature for MINUTES in training/; resumes where it stopped
 	@$(RUN) -m miniature train --minutes $(MINUTES)
 
-test: $(READY) ## run the tests
-	@$(RUN) -m pytest
+test: $(READY) ## run all tests, on two cores
+	@$(RUN) tests/halves.py
+
+test-fast: $(READY) ## run the tests that need no server, training or subprocess, in under two minutes
+	@$(RUN) tests/halves.py -m "not slow"
 
 lint: $(READY) ## check format, lint and types
 	@$(VENV)/bin/ruff format --check .

@@ -5,15 +5,15 @@ import importlib
 import numpy as np
 import pytest
 
+from bench import pages
+from bench.curves import LINEAR, ONE, STEPS, SUB_LINEAR, UNTOLD, WHOLE, measured, roofline
+from bench.perf_analyzer import Load, load_from
+from bench.requests import requests
+from bench.scheduling import asked_and_found, at_load, most, point, points
+from bench.serving import looped, queued
+from bench.simulation import Arrival, closed_loop, poisson, serve_whole
 from mmdit.errors import ArtifactError, ServerError
 from mmdit.step_times import StepTimes, write
-from tests.benchmarks import pages
-from tests.benchmarks.curves import LINEAR, ONE, STEPS, SUB_LINEAR, UNTOLD, WHOLE, measured, roofline
-from tests.benchmarks.perf_analyzer import Load, load_from
-from tests.benchmarks.requests import requests
-from tests.benchmarks.scheduling import asked_and_found, at_load, most, point, points
-from tests.benchmarks.serving import looped, queued
-from tests.simulation import Arrival, closed_loop, poisson, serve_whole
 
 SMALL, WIDE = (4, 4), (6, 4)
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_served_is_said_not_to_keep_up():
 
 
 def test_the_page_shows_what_the_issue_asked_and_all_of_it_is_met():
-    """The same figures that tests/test_serve_load.py holds."""
+    """The same figures that tests/serve/test_serve_load.py holds."""
     for what, asked, found in asked_and_found():
         sign, bar = asked.split()
         assert float(found) >= float(bar) if sign == "≥" else float(found) <= float(bar), what
@@ -186,4 +186,4 @@ def test_a_page_gets_its_tables_and_keeps_its_words(tmp_path, monkeypatch):
 )
 def test_the_benchmarks_can_be_imported(name):
     """`make bench` runs them."""
-    assert importlib.import_module(f"tests.benchmarks.{name}")
+    assert importlib.import_module(f"bench.{name}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_serve_compatibility import libnvinfer
+from tensorrt_stand_in import libnvinfer
 
 from mmdit.shapes import NAMES, shape_set
 from serve.launcher import EXIT_TIMEOUT
