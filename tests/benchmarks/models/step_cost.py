@@ -11,8 +11,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from denoiser_model import Engine
 from inside import triton
-from inside.denoise import Denoising, sigmas_for
+from inside.denoise import DenoiseState, sigmas_for
+from inside.request import Request
 from inside.schedule import StepScheduler
+from inside.ticket import Ticket
 
 CHANNELS, SIDE = 16, 128  # of the latent: 1024² pixels
 CONTEXT, POOLED = (333, 4096), 2048  # of SD3.5 Large
@@ -77,23 +79,20 @@ class TritonPythonModel:
             failures.append(error)
             ended.set()
 
-        request = Denoising(
+        state = DenoiseState(
             latents=self.latents,
-            context=self.context,
-            pooled=self.pooled,
+            conditions={"context": self.context, "pooled": self.pooled},
             sigmas=sigmas_for(steps, 3.0, 1000),
             guidance_scale=3.5,
             train_timesteps=1000,
-            seed=0,
-            max_rows=2,
             step=0,
             end=steps,
             guided=(0, steps),
-            is_cancelled=is_cancelled,  # which the scheduler asks meanwhile, a round trip to the server
-            on_end=end,
         )
+        # The scheduler asks meanwhile whether the request is cancelled: a round trip to the server.
+        ticket = Ticket(is_cancelled=is_cancelled, on_end=end)
         begin = time.perf_counter()
-        self.scheduler.submit(request)
+        self.scheduler.submit(Request(state, max_rows=2, seed=0, ticket=ticket))
         ended.wait()
         taken = time.perf_counter() - begin
         if failures != [None]:
