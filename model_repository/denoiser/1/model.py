@@ -13,17 +13,7 @@ from inside.limits import Limits
 from inside.metrics import LoopMetrics
 from inside.publisher import Publisher
 from inside.schedule import StepScheduler
-
-
-class Engine:
-    """The `mmdit` model, whatever runs it."""
-
-    def constants(self, conditions):
-        return triton.tensors(conditions)
-
-    def __call__(self, latent, timestep, constants):
-        inputs = {"latent": latent, "timestep": timestep}
-        return triton.call("mmdit", inputs, ["velocity"], constants=constants)["velocity"]
+from inside.step_models import StepModels
 
 
 class TritonPythonModel:
@@ -35,7 +25,8 @@ class TritonPythonModel:
         self.limits = Limits.from_settings(self.model.settings, policy["max_steps"])
         self.default_priority = priority_of("{}", policy["default_priority_level"])
         self.metrics = LoopMetrics(self.limits)
-        self.scheduler = StepScheduler(Engine(), policy["max_requests"], observer=self.metrics)
+        engine = StepModels.from_settings(self.model.settings, call=triton.call, tensors=triton.tensors)
+        self.scheduler = StepScheduler(engine, policy["max_requests"], observer=self.metrics)
         self.publisher = Publisher(lambda: self.metrics.read(self.scheduler.held()), pb_utils.MetricFamily)
         self.thread = threading.Thread(target=self.scheduler.run, name="steps")
         self.thread.start()

@@ -1,7 +1,7 @@
 """Steps through the real step scheduler, and bare `exec()` calls of the same tensors, in turns.
 
-A Triton model for the benchmarks. It lies beside a copy of `inside` and of the denoiser's `model.py`, whose
-engine it drives, as the denoiser does, from the scheduler's own threads.
+A Triton model for the benchmarks. It lies beside a copy of `inside`, whose step models it drives, as the
+denoiser does, from the scheduler's own threads.
 """
 
 import threading
@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from denoiser_model import Engine
 from inside import triton
 from inside.denoise import DenoiseState, sigmas_for
 from inside.request import Request
 from inside.schedule import StepScheduler
+from inside.step_models import StepModels
 from inside.ticket import Ticket
 
 CHANNELS, SIDE = 16, 128  # of the latent: 1024² pixels
@@ -44,7 +44,9 @@ class TritonPythonModel:
         self.context = random.standard_normal((ROWS, *CONTEXT)).astype(np.float16)
         self.pooled = random.standard_normal((ROWS, POOLED)).astype(np.float16)
         self.watch = Watch()
-        self.scheduler = StepScheduler(Engine(), 8, observer=self.watch)
+        settings = triton.Model(args).settings
+        engine = StepModels.from_settings(settings, call=triton.call, tensors=triton.tensors)
+        self.scheduler = StepScheduler(engine, 8, observer=self.watch)
         self.thread = threading.Thread(target=self.scheduler.run)
         self.thread.start()
 
