@@ -13,7 +13,7 @@ from engines.forecast.roofline import FP8, FP16, step
 from mmdit.gpus import CARDS
 from mmdit.shapes import shape_set
 from mmdit.step_times import read
-from serve.inside.sharing import milliseconds_of, rows_worth
+from serve.inside.batching import milliseconds_of, profitable_rows
 
 ROWS = (1, 2, 4, 8, 16)
 PAIR = 2  # rows of a request with guidance
@@ -47,7 +47,7 @@ class EngineCurve:
     @property
     def worth(self) -> int:
         """The rows of a call that the step scheduler finds worth sharing, told this table."""
-        return rows_worth(dict(self.table), self.most)
+        return profitable_rows(dict(self.table), self.most)
 
     @property
     def alone(self) -> float:

@@ -25,7 +25,7 @@ from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Precision
 from mmdit.errors import run_command
 from mmdit.progress import Progress
 from serve.client import Client
-from serve.inside.admission import denoising_from
+from serve.inside.admission import request_from
 from serve.inside.denoise import vae_latent
 from serve.inside.limits import Limits
 from serve.inside.pixels import pixels_from
@@ -73,12 +73,12 @@ class Direct:
         texts = (self._negative, self._encode(prompt))
         context, pooled = (np.stack(each) for each in zip(*texts, strict=True))
         given = {"seed": np.array([seed]), "steps": np.array([STEPS])}
-        request = denoising_from({"context": context, "pooled": pooled} | given, self._limits)
-        while not request.finished:
-            latent, timestep = request.engine_inputs()
+        state = request_from({"context": context, "pooled": pooled} | given, self._limits).state
+        while not state.finished:
+            latent, timestep = state.engine_inputs()
             found = self._run("mmdit", latent=latent, timestep=timestep, context=context, pooled=pooled)
-            request.advance(found["velocity"])
-        latent = vae_latent(request.latents, self._limits)
+            state.advance(found["velocity"])
+        latent = vae_latent(state.latents, self._limits)
         return pixels_from(self._run("vae_decoder", latent=latent)["image"])
 
 

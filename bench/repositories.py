@@ -21,6 +21,11 @@ input { name: "context" data_type: TYPE_FP16 dims: [ 333, 4096 ] }
 input { name: "pooled" data_type: TYPE_FP16 dims: 2048 }
 output { name: "velocity" data_type: TYPE_FP16 dims: [ 16, -1, -1 ] }
 """
+_STEP = {
+    "step_models": [
+        {"name": "mmdit", "inputs": ["latent", "timestep", "context", "pooled"], "outputs": ["velocity"]}
+    ]
+}
 _STEP_COST = """backend: "python"
 input { name: "rounds" data_type: TYPE_INT32 dims: 1 }
 input { name: "steps" data_type: TYPE_INT32 dims: 1 }
@@ -66,9 +71,8 @@ def for_step_cost(folder: Path) -> Path:
     version.mkdir(parents=True)
     (folder / "step_cost" / "config.pbtxt").write_text(_STEP_COST)
     shutil.copy(MODELS / "step_cost.py", version / "model.py")
-    shutil.copy(POLICIES / "denoiser" / "1" / "model.py", version / "denoiser_model.py")
     shutil.copytree(INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
-    (version / "settings.json").write_text("{}")
+    (version / "settings.json").write_text(json.dumps(_STEP))
     manifest = Manifest(
         kind="repository", checkpoint="", made_from={}, settings={"runtime": "stand-in"}, versions={}
     )

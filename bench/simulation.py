@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serve.inside.denoise import Denoising, sigmas_for
+from serve.inside.denoise import DenoiseState, sigmas_for
+from serve.inside.request import Request
 from serve.inside.schedule import StepScheduler
+from serve.inside.ticket import Ticket
 
 Curve = Callable[[int], float]  # rows of a call → milliseconds
 Size = tuple[int, int]
@@ -100,53 +102,48 @@ def serve(
     tie: Iterator[int] = itertools.count()
     events: list[tuple[float, int, Callable[[], None]]] = []
     engine_free = 0.0
-    flying = 0
+    in_flight = 0
     now = 0.0
 
     def after(at: float, what: Callable[[], None]) -> None:
         heapq.heappush(events, (at, next(tie), what))
 
     def come(arrival: Arrival) -> None:
-        def ended(request: Denoising, error: Exception | None) -> None:
+        def ended(request: Request, error: Exception | None) -> None:
             assert error is None, error
             seen.latencies.append(now - arrival.at)
             following = again(now, arrival)
             if following is not None:
                 after(following.at, lambda: come(following))
 
-        scheduler.submit(
-            Denoising(
-                latents=np.zeros((1, *arrival.size), np.float32),
-                context=np.zeros((arrival.rows, 1, 1), np.float16),
-                pooled=np.zeros((arrival.rows, 1), np.float16),
-                sigmas=sigmas_for(arrival.steps, 3.0, 1000),
-                guidance_scale=4.5,
-                train_timesteps=1000,
-                seed=0,
-                max_rows=worth(arrival.size),
-                step=0,
-                end=arrival.steps,
-                guided=(0, arrival.steps),
-                on_end=ended,
-            )
+        state = DenoiseState(
+            latents=np.zeros((1, *arrival.size), np.float32),
+            conditions={"context": np.zeros((arrival.rows, 1, 1), np.float16)},
+            sigmas=sigmas_for(arrival.steps, 3.0, 1000),
+            guidance_scale=4.5,
+            train_timesteps=1000,
+            step=0,
+            end=arrival.steps,
+            guided=(0, arrival.steps),
         )
+        scheduler.submit(Request(state, worth(arrival.size), seed=0, ticket=Ticket(on_end=ended)))
         start()
 
     def start() -> None:
-        nonlocal flying, engine_free
-        while flying < calls and (call := scheduler.take()):
+        nonlocal in_flight, engine_free
+        while in_flight < calls and (call := scheduler.schedule()):
             rows = sum(request.rows for request in call)
             seen.calls.append((call[0].size[1:], rows))
-            flying += 1
+            in_flight += 1
             begin = max(now + host_ms / 2, engine_free)
             engine_free = begin + curve(rows)
             after(engine_free + host_ms / 2, lambda call=call, rows=rows: finish(call, rows))  # type: ignore[misc]
 
-    def finish(call: list[Denoising], rows: int) -> None:
-        nonlocal flying
-        flying -= 1
+    def finish(call: list[Request], rows: int) -> None:
+        nonlocal in_flight
+        in_flight -= 1
         seen.steps += len(call)
-        scheduler.pace.note(call[0].size, host_ms, curve(rows))
+        scheduler.call_times.note(call[0].size, host_ms, curve(rows))
         scheduler.advance(call, np.zeros((rows, *call[0].size), np.float16))
         start()
 

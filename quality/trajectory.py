@@ -17,8 +17,8 @@ from mmdit.contract import TEXT_ENCODERS
 from mmdit.errors import EngineError
 from mmdit.progress import Progress
 from quality.prompts import Task
-from serve.inside.admission import denoising_from
-from serve.inside.denoise import Denoising, rows_of, vae_latent
+from serve.inside.admission import request_from
+from serve.inside.denoise import DenoiseState, rows_of, vae_latent
 from serve.inside.limits import Limits, RequestError
 from serve.inside.pixels import pixels_from
 from serve.inside.text import PromptTokenizers, join
@@ -138,7 +138,7 @@ def decode(executor: Executor, run: Run, latents: list[Latents], limits: Limits)
             yield picture
 
 
-def _request(task: Task, texts: Texts, settings: Settings) -> Denoising:
+def _request(task: Task, texts: Texts, settings: Settings) -> DenoiseState:
     prompts = [task.prompt]
     if rows_of(settings.guidance_scale) == 2:
         prompts.insert(0, task.negative_prompt)
@@ -150,21 +150,21 @@ def _request(task: Task, texts: Texts, settings: Settings) -> Denoising:
         "width": settings.size[1],
     }
     try:
-        return denoising_from(
+        return request_from(
             {
                 "context": np.stack([texts[prompt][0] for prompt in prompts]),
                 "pooled": np.stack([texts[prompt][1] for prompt in prompts]),
                 **{name: np.array([value]) for name, value in given.items()},
             },
             settings.limits,
-        )
+        ).state
     except RequestError as error:
         raise EngineError(f"the engines cannot make the gate's pictures: {error}") from None
 
 
-def _inputs(request: Denoising, dtype: type) -> dict[str, Array]:
+def _inputs(request: DenoiseState, dtype: type) -> dict[str, Array]:
     latent, timestep = request.engine_inputs(dtype)
-    return {"latent": latent, "timestep": timestep, "context": request.context, "pooled": request.pooled}
+    return {"latent": latent, "timestep": timestep, **request.conditions}
 
 
 def _velocities(run: Run, requests: list[dict[str, Array]]) -> list[Array]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmdit.artifact import Manifest, digest, read_manifest, versions, whole
 from mmdit.code import code_of
-from mmdit.contract import TEXT_ENCODERS, Precision, components, served_models
+from mmdit.contract import TEXT_ENCODERS, Precision, Signature, components, served_models
 from mmdit.errors import RepositoryError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
@@ -27,6 +27,7 @@ from serve.server_memory import cuda_pool, shared_memory
 from serve.timing import check_step_times
 
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
+_STEP = ("mmdit",)  # the models of a denoising step, in their order
 _INSIDE = Path(__file__).with_name("inside")
 _ONNXRUNTIME_ENGINE = Path(__file__).with_name("runtime") / "onnxruntime_engine.py"
 
@@ -226,9 +227,19 @@ def _settings(engines: Engines, step_times: Sequence[StepTimes]) -> dict[str, An
         "shapes": engines.shapes.model_dump(mode="json"),
         "pixels_per_latent": VAE_SCALE,
         "step_times": [each.model_dump(mode="json") for each in step_times],
+        "step_models": [_step_model(name, engines.signatures[name]) for name in _STEP],
         "encoders": {
             name: [tensor.name for tensor in engines.signatures[name].outputs] for name in TEXT_ENCODERS
         },
+    }
+
+
+def _step_model(name: str, signature: Signature) -> dict[str, Any]:
+    """A model of the denoising step, as `serve/inside/step_models.py` reads it."""
+    return {
+        "name": name,
+        "inputs": [tensor.name for tensor in signature.inputs],
+        "outputs": [tensor.name for tensor in signature.outputs],
     }
 
 

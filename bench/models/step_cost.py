@@ -1,7 +1,7 @@
 """Steps through the real step scheduler, and bare `exec()` calls of the same tensors, in turns.
 
-A Triton model for the benchmarks. It lies beside a copy of `inside` and of the denoiser's `model.py`, whose
-engine it drives, as the denoiser does, from the scheduler's own threads.
+A Triton model for the benchmarks. It lies beside a copy of `inside`, whose step models it drives, as the
+denoiser does, from the scheduler's own threads.
 """
 
 import threading
@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from denoiser_model import Engine
 from inside import triton
-from inside.denoise import Denoising, sigmas_for
+from inside.denoise import DenoiseState, sigmas_for
+from inside.request import Request
 from inside.schedule import StepScheduler
+from inside.step_models import StepModels
+from inside.ticket import Ticket
 
 CHANNELS, SIDE = 16, 128  # of the latent: 1024² pixels
 CONTEXT, POOLED = (333, 4096), 2048  # of SD3.5 Large
@@ -42,7 +44,9 @@ class TritonPythonModel:
         self.context = random.standard_normal((ROWS, *CONTEXT)).astype(np.float16)
         self.pooled = random.standard_normal((ROWS, POOLED)).astype(np.float16)
         self.watch = Watch()
-        self.scheduler = StepScheduler(Engine(), 8, observer=self.watch)
+        settings = triton.Model(args).settings
+        engine = StepModels.from_settings(settings, call=triton.call, tensors=triton.tensors)
+        self.scheduler = StepScheduler(engine, 8, observer=self.watch)
         self.thread = threading.Thread(target=self.scheduler.run)
         self.thread.start()
 
@@ -77,23 +81,20 @@ class TritonPythonModel:
             failures.append(error)
             ended.set()
 
-        request = Denoising(
+        state = DenoiseState(
             latents=self.latents,
-            context=self.context,
-            pooled=self.pooled,
+            conditions={"context": self.context, "pooled": self.pooled},
             sigmas=sigmas_for(steps, 3.0, 1000),
             guidance_scale=3.5,
             train_timesteps=1000,
-            seed=0,
-            max_rows=2,
             step=0,
             end=steps,
             guided=(0, steps),
-            is_cancelled=is_cancelled,  # which the scheduler asks meanwhile, a round trip to the server
-            on_end=end,
         )
+        # The scheduler asks meanwhile whether the request is cancelled: a round trip to the server.
+        ticket = Ticket(is_cancelled=is_cancelled, on_end=end)
         begin = time.perf_counter()
-        self.scheduler.submit(request)
+        self.scheduler.submit(Request(state, max_rows=2, seed=0, ticket=ticket))
         ended.wait()
         taken = time.perf_counter() - begin
         if failures != [None]:

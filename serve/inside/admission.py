@@ -1,4 +1,4 @@
-"""A request's tensors and parameters to its state in the denoise loop, or to an error with its reason."""
+"""A request's tensors and parameters to a request of the denoise loop, or to an error with its reason."""
 
 import json
 import math
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .denoise import Denoising, rows_of, sigmas_for
+from .denoise import DenoiseState, rows_of, sigmas_for
 from .errors import RequestError
 from .fields import finite, floats, number, whole
 from .limits import Limits
 from .noise import noise_from_seed
+from .request import Request
+from .ticket import Ticket
 
 Array = npt.NDArray[Any]
 LARGEST_FP16 = 65504.0
@@ -61,8 +63,8 @@ def deadline_in(timeout: int) -> int:
     return min(time.monotonic_ns() + timeout * 1000, 2**63 - 1) if timeout > 0 else 0  # an INT64
 
 
-def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
-    """A request's state from the `denoiser` model's inputs; what is not given gets its default.
+def request_from(inputs: dict[str, Array], limits: Limits) -> Request:
+    """A request from the `denoiser` model's inputs; what is not given gets its default.
 
     `arrival` is the stream's, which asks for one step after the other and keeps its place. Any client can
     send it: a stamp that lies in the future, or more than ten minutes back, counts as none. `deadline` is
@@ -124,19 +126,15 @@ def denoising_from(inputs: dict[str, Array], limits: Limits) -> Denoising:
         size = (height // limits.pixels_per_latent, width // limits.pixels_per_latent)
         latents = noise_from_seed(seed, (limits.channels, *size))
     streamed = 0 < arrival <= time.monotonic_ns() <= arrival + OLDEST_ARRIVAL
-    return Denoising(
+    state = DenoiseState(
         latents=latents.astype(np.float32),
-        context=context,
-        pooled=pooled,
+        conditions={"context": context, "pooled": pooled},
         sigmas=sigmas_for(steps, limits.shift, limits.train_timesteps),
         guidance_scale=guidance_scale,
         train_timesteps=limits.train_timesteps,
-        seed=seed,
-        max_rows=max_rows,
         step=begin,
         end=end,
         guided=guided,
-        arrival=arrival if streamed else 0,
-        streamed=streamed,
-        deadline=deadline,
     )
+    ticket = Ticket(arrival=arrival if streamed else 0, deadline=deadline, streamed=streamed)
+    return Request(state, max_rows, seed, ticket)

@@ -1,17 +1,16 @@
-"""The denoise loop's arithmetic and a request's state in it, in plain numpy.
+"""The arithmetic of the denoise loop, in plain numpy: one request's latents, noise levels and guidance.
 
 Flow matching with Euler steps, as diffusers' FlowMatchEulerDiscreteScheduler does it with a static
 shift. Latents stay FP32 between steps.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .half import plus_weighted, write
+from .fp16 import plus_weighted, write
 from .limits import Limits
 
 Array = npt.NDArray[Any]
@@ -39,63 +38,41 @@ def sigmas_for(steps: int, shift: float, train_timesteps: int) -> npt.NDArray[np
 
 
 @dataclass(eq=False)
-class Denoising:
-    """One request in the denoise loop; `step` is the next step, `end` the one to stop before.
+class DenoiseState:
+    """What one request's arithmetic needs: `step` is the next step, `end` the one to stop before.
 
-    `latents` FP32 [C, h, w]; `context` FP16 [r, T, D]; `pooled` FP16 [r, P], r the rows of its text: with
-    two the negative prompt's comes first, and steps from `guided`[0] to before `guided`[1] take both, others
-    the prompt's alone. `max_rows`: the most rows of a call that it shares.
-
-    Requests go by `priority` (lower first) and `arrival` (ns of this machine's monotonic clock; 0: when they
-    are submitted). At `deadline` (of the same clock; 0: none) the work ends. `streamed`: a part of a picture
-    whose other parts come with the same arrival. `is_cancelled` is asked now and then; `on_end` is called
-    once, with None or the error. The scheduler's: `ready`, since when it waits for its next step, `asked`,
-    when it was last asked whether it was cancelled, both in seconds of time.perf_counter, and `cancelled`.
+    `latents` FP32 [C, h, w]. `conditions`: the step's other inputs by tensor name (`context` FP16 [r, T, D],
+    `pooled` FP16 [r, P]), r the rows of the request's text: with two the negative prompt's comes first.
+    Steps from `guided`[0] to before `guided`[1] take both rows, others the prompt's alone.
     """
 
     latents: npt.NDArray[np.float32]
-    context: npt.NDArray[np.float16]
-    pooled: npt.NDArray[np.float16]
+    conditions: dict[str, Array]
     sigmas: npt.NDArray[np.float32]
     guidance_scale: float
     train_timesteps: int
-    seed: int
-    max_rows: int
     step: int
     end: int
     guided: tuple[int, int]
-    arrival: int = 0
-    deadline: int = 0
-    priority: int = 0
-    streamed: bool = False
-    ready: float = 0.0
-    asked: float = 0.0
-    cancelled: bool = False
-    is_cancelled: Callable[[], bool] = field(default=lambda: False)
-    on_end: Callable[["Denoising", Exception | None], None] = field(default=lambda _, __: None)
 
     def __post_init__(self) -> None:
         self.begin = self.step
+        self.text_rows = len(next(iter(self.conditions.values())))
+
+    def continue_from(self, before: "DenoiseState") -> None:
+        """Take over the conditions of the picture's part before this one."""
+        self.conditions, self.text_rows = before.conditions, before.text_rows
 
     @property
     def rows(self) -> int:
         """Rows that the next step takes in a call."""
-        return len(self.context) if self.guided[0] <= self.step < self.guided[1] else 1
+        return self.text_rows if self.guided[0] <= self.step < self.guided[1] else 1
 
     @property
-    def text(self) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-        """The next step's `context` and `pooled`."""
-        return self.context[-self.rows :], self.pooled[-self.rows :]
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """The latents' shape: requests of one size can share a call."""
-        return self.latents.shape
-
-    @property
-    def shares(self) -> bool:
-        """Whether calls of its size have room beside a request with guidance, whatever its own rows."""
-        return self.max_rows > GUIDED_ROWS
+    def step_conditions(self) -> dict[str, Array]:
+        """The next step's rows of the conditions, by tensor name."""
+        rows = self.rows
+        return {name: values[-rows:] for name, values in self.conditions.items()}
 
     @property
     def finished(self) -> bool:
@@ -103,9 +80,9 @@ class Denoising:
         return self.step >= self.end
 
     @property
-    def continues(self) -> bool:
-        """Whether another part of the same picture will follow it."""
-        return self.streamed and self.end < len(self.sigmas) - 1
+    def completes(self) -> bool:
+        """Whether `end` is the end of the whole schedule: no later part follows."""
+        return self.end == len(self.sigmas) - 1
 
     @property
     def fault(self) -> Exception | None:
@@ -116,7 +93,7 @@ class Denoising:
 
     def engine_inputs(self, dtype: type = np.float16) -> tuple[Array, npt.NDArray[np.float32]]:
         """The step's `latent` [rows, C, h, w], FP16 as engines take it, and `timestep` FP32 [rows, 1]."""
-        latent: Array = np.empty((self.rows, *self.size), dtype)
+        latent: Array = np.empty((self.rows, *self.latents.shape), dtype)
         write(self.latents, latent)
         timestep = self.sigmas[self.step] * np.float32(self.train_timesteps)
         return latent, np.full((self.rows, 1), timestep, np.float32)

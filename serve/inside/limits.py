@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from .batching import profitable_rows
 from .errors import RequestError
-from .sharing import rows_worth
 
 NEAR = 0.25  # of a timed size's tokens: others' times say nothing of calls that differ more
 
@@ -85,4 +85,4 @@ class Limits:
         nearest = min(self.step_times, key=distance, default=None)
         if nearest is None or distance(nearest) > NEAR:
             return max(rows)
-        return rows_worth(nearest[1], max(rows))
+        return profitable_rows(nearest[1], max(rows))

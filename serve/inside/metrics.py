@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .denoise import Denoising
 from .errors import Cancelled, Expired, Full, RequestError
 from .limits import Limits
+from .request import Request
 
 MOST_SIZES = 32  # that have a label of their own; a shape set of free sizes has thousands
 OTHER_SIZES = "other"
@@ -112,7 +112,7 @@ class LoopMetrics:
         for height, width in limits.sizes:
             self._totals[STEPS, self._size((height // self._pixels, width // self._pixels))] = 0
 
-    def called(self, call: list[Denoising], rows: int, queued: float, engine: float, host: float) -> None:
+    def called(self, call: list[Request], rows: int, queued: float, engine: float, host: float) -> None:
         """An engine call of `rows` made a step of each request."""
         with self._lock:
             size = self._size(call[0].size[1:])
@@ -121,14 +121,14 @@ class LoopMetrics:
             for phase, seconds in (("queued", queued), ("engine", engine), ("host", host)):
                 self._add((PHASES, (("phase", phase),)), seconds)
 
-    def ended(self, request: Denoising, error: Exception | None) -> None:
+    def ended(self, request: Request, error: Exception | None) -> None:
         """A request has left the loop; one that a later request continues has not ended for an operator."""
-        if isinstance(error, Expired) and request.streamed:
+        if isinstance(error, Expired) and request.ticket.streamed:
             return  # the stream's to tell: it looks after its client, and asks again
         if error is not None:
             self.rejected(error)
-        elif request.end == len(request.sigmas) - 1:
-            seconds = (time.monotonic_ns() - request.arrival) / 1e9
+        elif request.state.completes:
+            seconds = (time.monotonic_ns() - request.ticket.arrival) / 1e9
             with self._lock:
                 self._add((ENDED, (("outcome", outcome_of(None)),)), 1)
                 self._observed.append(((DURATION, self._size(request.size[1:])), seconds))

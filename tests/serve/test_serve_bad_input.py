@@ -16,9 +16,9 @@ from serve.inside.admission import (
     LARGEST_FP16,
     PRIORITY_LEVELS,
     deadline_in,
-    denoising_from,
     guided_steps,
     priority_of,
+    request_from,
 )
 from serve.inside.errors import RequestError
 from serve.inside.limits import Limits
@@ -100,8 +100,10 @@ def denoiser_inputs(draw):
     return given
 
 
-def check(denoising, limits):
+def check(request, limits):
     """What the step scheduler takes for granted."""
+    denoising, ticket = request.state, request.ticket
+    context, pooled = denoising.conditions["context"], denoising.conditions["pooled"]
     channels, height, width = denoising.latents.shape
     assert channels == limits.channels
     limits.max_rows(height * limits.pixels_per_latent, width * limits.pixels_per_latent)
@@ -109,15 +111,15 @@ def check(denoising, limits):
     assert np.isfinite(denoising.latents).all()
     assert 0 <= denoising.step < denoising.end <= len(denoising.sigmas) - 1 <= limits.max_steps
     assert denoising.end - denoising.step >= 1
-    assert len(denoising.context) == len(denoising.pooled) == (2 if denoising.guidance_scale > 1 else 1)
-    assert denoising.context.ndim == 3 and denoising.pooled.ndim == 2
+    assert len(context) == len(pooled) == (2 if denoising.guidance_scale > 1 else 1)
+    assert context.ndim == 3 and pooled.ndim == 2
     assert 0 <= denoising.guidance_scale <= 100
     first, last = denoising.guided
     assert 0 <= first <= last <= len(denoising.sigmas) - 1
-    assert 0 <= denoising.seed < 2**63
-    assert denoising.arrival >= 0
-    assert denoising.deadline >= 0
-    assert 1 <= denoising.rows <= denoising.max_rows
+    assert 0 <= request.seed < 2**63
+    assert ticket.arrival >= 0
+    assert ticket.deadline >= 0
+    assert 1 <= denoising.rows <= request.max_rows
 
 
 @pytest.mark.slow
@@ -125,7 +127,7 @@ def check(denoising, limits):
 @hypothesis.given(inputs=denoiser_inputs())
 def test_tensors_make_a_request_that_can_be_denoised_or_an_error_that_names_one_of_them(limits, inputs):
     try:
-        denoising = denoising_from(inputs, limits)
+        denoising = request_from(inputs, limits)
     except RequestError as error:
         names = {*inputs, "context", "pooled", "size"}  # height and width, which latents have too
         names |= {"height", "width"} if "latents" in inputs else set()

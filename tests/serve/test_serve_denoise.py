@@ -8,7 +8,7 @@ import pytest
 from mmdit.contract import components, served_models
 from mmdit.family import Family, family_from_checkpoint
 from mmdit.shapes import shape_set
-from serve.inside.admission import denoising_from
+from serve.inside.admission import request_from
 from serve.inside.denoise import sigmas_for, vae_latent
 from serve.inside.errors import RequestError
 from serve.inside.limits import Limits
@@ -91,7 +91,7 @@ def test_the_loop_equals_diffusers_scheduler(limits):
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=limits.shift)
     scheduler.set_timesteps(7)
-    request = denoising_from(inputs(steps=7, seed=3, guidance_scale=4.5), limits)
+    request = request_from(inputs(steps=7, seed=3, guidance_scale=4.5), limits).state
     expected = torch.from_numpy(request.latents)
     for timestep in scheduler.timesteps:
         latent, timesteps = request.engine_inputs()
@@ -109,7 +109,7 @@ def test_segments_of_steps_equal_the_whole(limits):
     """Steps 0 to 3 and then 3 to 8 from their latents are steps 0 to 8."""
 
     def run(**given):
-        request = denoising_from(inputs(steps=8, seed=5, **given), limits)
+        request = request_from(inputs(steps=8, seed=5, **given), limits).state
         while not request.finished:
             latent, _ = request.engine_inputs()
             request.advance(np.sin(latent))
@@ -150,7 +150,7 @@ def test_segments_of_steps_equal_the_whole(limits):
 def test_a_bad_request_is_named(limits, given, message):
     """Each bad input gets an error with its name, its value and what was expected."""
     with pytest.raises(RequestError, match=message):
-        denoising_from(inputs(**given), limits)
+        request_from(inputs(**given), limits)
 
 
 def test_the_vae_latent_is_scaled_in_fp32(limits):
@@ -171,7 +171,7 @@ def test_pixels_are_rounded_and_clipped():
 
 
 def test_the_inputs_that_the_loop_reads_are_the_contracts(settings):
-    """Every input of `denoising_from` and every engine input is a name of the contract."""
+    """Every input of `request_from` and every engine input is a name of the contract."""
     family = Family.model_validate(settings["family"])
     denoiser = {tensor.name for tensor in served_models(family)["denoiser"].inputs}
     assert denoiser == {
@@ -204,5 +204,5 @@ def test_an_arrival_is_believed_when_it_is_of_the_last_ten_minutes(limits, monke
     now = 10**13
     monkeypatch.setattr(time, "monotonic_ns", lambda: now)
     stamp = now - seconds_ago * 10**9
-    assert denoising_from(inputs(arrival=stamp), limits).arrival == (stamp if kept else 0)
-    assert denoising_from(inputs(arrival=1), limits).arrival == 0
+    assert request_from(inputs(arrival=stamp), limits).ticket.arrival == (stamp if kept else 0)
+    assert request_from(inputs(arrival=1), limits).ticket.arrival == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serve.inside.half import plus_weighted, write
+from serve.inside.fp16 import plus_weighted, write
 
 
 def to_half(values):

@@ -7,7 +7,7 @@ from bench.simulation import Arrival, Curve, Served, poisson, serve
 from engines.forecast.model_costs import published
 from engines.forecast.roofline import FP8, step_times
 from mmdit.gpus import CARDS
-from serve.inside.sharing import milliseconds_of, rows_worth
+from serve.inside.batching import milliseconds_of, profitable_rows
 
 SMALL, WIDE = (4, 4), (6, 4)
 
@@ -30,7 +30,7 @@ def large_at_1024(rows: int) -> float:
 
 
 def worth(curve: Curve, most: int = 16) -> int:
-    return rows_worth({rows: curve(rows) for rows in (1, 2, 4, 8, 16)}, most, gain=0.1)
+    return profitable_rows({rows: curve(rows) for rows in (1, 2, 4, 8, 16)}, most, gain=0.1)
 
 
 def shared(curve: Curve):
@@ -140,4 +140,4 @@ def test_nobody_waits_longer_for_it_in_the_mean(curve, rows, load):
 )
 def test_the_rows_that_are_worth_it_follow_from_the_table_of_times(milliseconds, most, rows):
     """Until another pair of rows saves less than a tenth of what it takes alone; within the shape set."""
-    assert rows_worth(milliseconds, most, gain=0.1) == rows
+    assert profitable_rows(milliseconds, most, gain=0.1) == rows

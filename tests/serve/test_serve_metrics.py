@@ -68,7 +68,7 @@ def test_every_request_ends_with_one_outcome():
     scheduler.submit(request(deadline=time.monotonic_ns()))
     with pytest.raises(Full):
         scheduler.submit(request())
-    scheduler.look()
+    scheduler.poll_cancellations()
     scheduler.step()
     readings = metrics.read(scheduler.held())
     counted = {
@@ -102,7 +102,7 @@ def test_a_picture_made_step_by_step_is_one_request():
     arrival = time.monotonic_ns() - 5 * 10**9
     for step in range(3):
         segment = request(steps=3, arrival=arrival)
-        segment.step, segment.end = step, step + 1
+        segment.state.step, segment.state.end = step, step + 1
         scheduler.submit(segment)
         scheduler.step()
     readings = metrics.read({})

@@ -9,7 +9,7 @@ import pytest
 from stand_in_engine import Engine, request
 
 from serve.inside.admission import deadline_in, guided_steps, priority_of
-from serve.inside.choice import Pace
+from serve.inside.call_times import CallTimes
 from serve.inside.errors import Cancelled, Expired, Full, RequestError
 from serve.inside.schedule import StepScheduler
 
@@ -31,20 +31,20 @@ def test_a_higher_priority_goes_first_where_calls_are_full():
     assert [int(context[0, 0, 0]) for context in engine.contexts] == [2, 1, 1, 1, 2, 2, 3, 3, 3]
 
 
-def flying_and_next(first: dict, second: dict, host: float) -> list[list[float]]:
+def in_flight_and_next(first: dict, second: dict, host: float) -> list[list[float]]:
     """The marks of two calls of a queue of three, 30 ms each in the engine."""
     scheduler = StepScheduler(Engine(), 64)
     for size in ((1, 4, 4), (1, 6, 4)):
-        scheduler.pace.note(size, host, engine=0.03)
+        scheduler.call_times.note(size, host, engine=0.03)
     for mark, given in ((1.0, first), (2.0, second), (3.0, second)):
         scheduler.submit(request(max_rows=2, mark=mark, **given))
-    return [[each.context[0, 0, 0] for each in scheduler.take()] for _ in range(2)]
+    return [[each.state.conditions["context"][0, 0, 0] for each in scheduler.schedule()] for _ in range(2)]
 
 
 @pytest.mark.parametrize(("host", "second"), [(0.0, []), (0.007, []), (0.009, [2])])
 def test_in_a_queue_a_second_call_is_in_flight_only_where_own_work_is_worth_hiding(host, second):
     """Three requests and 30 ms in the engine: from 30 / (3 + 1) = 7.5 ms on."""
-    assert flying_and_next({}, {}, host) == [[1], second]
+    assert in_flight_and_next({}, {}, host) == [[1], second]
 
 
 @pytest.mark.parametrize(
@@ -52,26 +52,26 @@ def test_in_a_queue_a_second_call_is_in_flight_only_where_own_work_is_worth_hidi
     [({"priority": 1}, {"priority": 2}), ({}, {"size": (6, 4)}), ({"size": (6, 4)}, {})],
 )
 def test_a_request_of_another_priority_or_size_waits_until_the_first_has_ended(first, second):
-    assert flying_and_next(first, second, host=0.1) == [[1], []]
+    assert in_flight_and_next(first, second, host=0.1) == [[1], []]
 
 
 def test_a_request_that_has_room_in_the_next_call_of_a_queue_waits_for_it():
     scheduler = StepScheduler(Engine(), 64)
-    scheduler.pace.note((1, 4, 4), host=0.1, engine=0.03)
+    scheduler.call_times.note((1, 4, 4), host=0.1, engine=0.03)
     scheduler.submit(request(max_rows=2, rows=1))
-    assert len(scheduler.take()) == 1
+    assert len(scheduler.schedule()) == 1
     scheduler.submit(request(max_rows=2, rows=1))
-    assert scheduler.take() == []
+    assert scheduler.schedule() == []
 
 
 def test_what_a_call_takes_is_noted_when_it_has_the_engine_for_itself():
     scheduler = StepScheduler(Engine(lambda latent: time.sleep(0.05) or np.zeros_like(latent)), 64)
     scheduler.submit(request(max_rows=2))
     scheduler.submit(request(max_rows=2))
-    assert not scheduler.pace.hides((1, 4, 4), 1000)  # nothing is known yet
+    assert not scheduler.call_times.overlap_pays((1, 4, 4), 1000)  # nothing is known yet
     scheduler.step()
-    assert scheduler.pace.hides((1, 4, 4), 100_000)
-    assert not scheduler.pace.hides((1, 4, 4), 1)
+    assert scheduler.call_times.overlap_pays((1, 4, 4), 100_000)
+    assert not scheduler.call_times.overlap_pays((1, 4, 4), 1)
 
 
 def test_what_shared_the_engine_with_another_call_is_not_noted():
@@ -95,14 +95,14 @@ def test_what_shared_the_engine_with_another_call_is_not_noted():
     for thread, event in zip(threads, go_on, strict=True):
         event.set()
         thread.join(10)
-    assert not scheduler.pace.hides((1, 4, 4), 10**6)
+    assert not scheduler.call_times.overlap_pays((1, 4, 4), 10**6)
 
 
 def test_one_call_that_was_interrupted_does_not_change_the_pace():
-    pace = Pace()
+    times = CallTimes()
     for host in (0.001, 0.001, 0.1):
-        pace.note((1, 4, 4), host, engine=0.03)
-    assert not pace.hides((1, 4, 4), 3)
+        times.note((1, 4, 4), host, engine=0.03)
+    assert not times.overlap_pays((1, 4, 4), 3)
 
 
 def test_a_size_with_a_higher_priority_in_front_goes_before_the_others_turn():
@@ -120,7 +120,7 @@ def test_a_request_whose_time_has_passed_ends_before_its_next_step():
     late = request(on_end=lambda _, error: ended.append(error))
     scheduler.submit(late)
     scheduler.step()
-    late.deadline = time.monotonic_ns()
+    late.ticket.deadline = time.monotonic_ns()
     assert scheduler.step() == 0
     assert isinstance(ended[0], Expired)
     assert "before step 2 of 3" in str(ended[0])
@@ -176,7 +176,7 @@ def test_without_guidance_a_step_takes_the_prompts_row_alone():
     engine = Engine()
     scheduler = StepScheduler(engine, 64)
     guided = request(steps=4, guided=(1, 3))
-    guided.context = np.array([[[7.0]], [[5.0]]], np.float16)
+    guided.state.conditions["context"] = np.array([[[7.0]], [[5.0]]], np.float16)
     scheduler.submit(guided)
     run(scheduler)
     assert [context[:, 0, 0].tolist() for context in engine.contexts] == [[5], [7, 5], [7, 5], [5]]
@@ -187,12 +187,12 @@ def test_guidance_in_a_part_of_the_steps_is_that_of_the_whole_there():
     scheduler = StepScheduler(Engine(), 64)
     ended = []
     part = request(steps=4, guided=(1, 3), guidance_scale=3.0, on_end=lambda done, _: ended.append(done))
-    part.context = np.array([[[1.0]], [[2.0]]], np.float16)
+    part.state.conditions["context"] = np.array([[[1.0]], [[2.0]]], np.float16)
     scheduler.submit(part)
     run(scheduler)
-    sizes = part.sigmas[1:] - part.sigmas[:-1]
+    sizes = part.state.sigmas[1:] - part.state.sigmas[:-1]
     expected = sizes @ np.array([2.0, 4.0, 4.0, 2.0])  # guided: 1 + 3 (2 - 1)
-    assert ended[0].latents[0, 0, 0] == pytest.approx(expected, rel=1e-6)
+    assert ended[0].state.latents[0, 0, 0] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("parameters", "level"), [("", 2), ("{}", 2), ('{"priority_level": 1}', 1)])
@@ -245,7 +245,7 @@ def test_an_observer_is_told_of_every_call_and_every_end():
     scheduler.submit(request(steps=2, is_cancelled=lambda: True))
     with pytest.raises(Full):
         scheduler.submit(request())
-    scheduler.look()
+    scheduler.poll_cancellations()
     run(scheduler)
     assert witness.calls == [(2, 3), (1, 1)]
     assert witness.ends == [Full, Cancelled, type(None), type(None)]

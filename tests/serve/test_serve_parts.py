@@ -6,21 +6,22 @@ import pytest
 from stand_in_engine import Engine, request
 
 from serve.inside.errors import Cancelled, Full
-from serve.inside.schedule import HOLD, KEPT, StepScheduler
+from serve.inside.schedule import StepScheduler
+from serve.inside.table import HOLD_SECONDS, KEEP_SECONDS
 
 
 def part(step: int, steps: int = 4, arrival: int = 5, **given):
     """One step of a stream's picture."""
     asked = request(steps=steps, arrival=arrival, streamed=True, **given)
-    asked.step = asked.begin = step
-    asked.end = step + 1
+    asked.state.step = asked.state.begin = step
+    asked.state.end = step + 1
     return asked
 
 
 def later(scheduler: StepScheduler, seconds: float) -> None:
     """As if so much time had passed since the parts that ended."""
-    for each in scheduler._parked.values():
-        each.ready -= seconds
+    for _, entry in scheduler._table.between_parts.values():
+        entry.ready -= seconds
 
 
 def test_a_call_waits_for_a_streams_next_part():
@@ -43,7 +44,7 @@ def test_it_does_not_wait_longer_than_a_moment():
     scheduler.submit(part(0))
     scheduler.submit(request())
     scheduler.step()
-    later(scheduler, HOLD)
+    later(scheduler, HOLD_SECONDS)
     assert scheduler.step() == 2
 
 
@@ -62,7 +63,7 @@ def test_other_sizes_do_not_wait():
     scheduler.step()
     scheduler.submit(request(size=(4, 4)))
     scheduler.submit(request(size=(6, 4)))
-    assert [each.size for each in scheduler.take()] == [(1, 6, 4)]
+    assert [each.size for each in scheduler.schedule()] == [(1, 6, 4)]
 
 
 def test_in_a_queue_a_stream_runs_to_its_end_before_who_came_later():
@@ -97,7 +98,7 @@ def test_a_picture_that_has_begun_is_not_refused():
     with pytest.raises(Full):
         scheduler.submit(request())
     assert scheduler.held() == {(4, 4): (0, 1)}
-    later(scheduler, KEPT)
+    later(scheduler, KEEP_SECONDS)
     scheduler.submit(request())
     scheduler.submit(part(1))
 
@@ -106,14 +107,14 @@ def test_a_stream_that_does_not_come_back_leaves_nothing_behind():
     scheduler = StepScheduler(Engine(), 64)
     scheduler.submit(part(0))
     scheduler.step()
-    later(scheduler, KEPT)
+    later(scheduler, KEEP_SECONDS)
     assert scheduler.held() == {}
-    assert not scheduler._parked and not scheduler._constants
+    assert not scheduler._table.between_parts and not scheduler._constants
 
 
 def test_a_request_that_waits_is_asked_now_and_then_whether_it_was_cancelled():
     """Each question is a round trip to the server: not one for each of sixty at every look."""
-    asked = {"flying": 0, "waiting": 0}
+    asked = {"in_flight": 0, "waiting": 0}
 
     def ask(which):
         asked[which] += 1
@@ -122,10 +123,10 @@ def test_a_request_that_waits_is_asked_now_and_then_whether_it_was_cancelled():
     scheduler = StepScheduler(Engine(), 64)
     for which in asked:
         scheduler.submit(request(max_rows=2, is_cancelled=partial(ask, which)))
-    scheduler.take()
+    scheduler.schedule()
     for _ in range(9):
-        scheduler.look()
-    assert asked == {"flying": 9, "waiting": 1}
+        scheduler.poll_cancellations()
+    assert asked == {"in_flight": 9, "waiting": 1}
 
 
 def test_a_question_that_fails_ends_its_request_alone(capsys):
@@ -137,7 +138,7 @@ def test_a_question_that_fails_ends_its_request_alone(capsys):
     scheduler = StepScheduler(Engine(), 64)
     scheduler.submit(request(is_cancelled=broken, on_end=lambda _, error: ended.append(type(error))))
     scheduler.submit(request(on_end=lambda _, error: ended.append(error)))
-    scheduler.look()
+    scheduler.poll_cancellations()
     while scheduler.step():
         pass
     assert ended == [Cancelled, None]

@@ -5,9 +5,9 @@ import time
 from stand_in_engine import request
 from test_serve_metrics import limits
 
-from serve.inside.denoise import Denoising
 from serve.inside.metrics import LoopMetrics
 from serve.inside.publisher import Publisher
+from serve.inside.request import Request
 
 
 class Families:
@@ -39,7 +39,7 @@ class FamilyOf:
     set = observe = increment
 
 
-def published(monkeypatch, metrics: LoopMetrics, families: Families, *calls: list[Denoising]) -> Families:
+def published(monkeypatch, metrics: LoopMetrics, families: Families, *calls: list[Request]) -> Families:
     """What has come there after calls of two rows a request, each with a publication of its own."""
     monkeypatch.setattr("serve.inside.publisher.EVERY", 0.02)
     publisher = Publisher(lambda: metrics.read({}), families)

@@ -77,7 +77,10 @@ def test_each_request_gets_its_own_rows():
     ended = []
     scheduler = StepScheduler(Engine(), 64)
     for mark, rows, steps in ((1.0, 2, 2), (2.0, 1, 4), (3.0, 2, 3)):
-        on_end = lambda done, error, mark=mark: ended.append((mark, float(done.latents[0, 0, 0]), error))  # noqa: E731
+
+        def on_end(done, error, mark=mark):
+            ended.append((mark, float(done.state.latents[0, 0, 0]), error))
+
         scheduler.submit(request(mark=mark, rows=rows, steps=steps, on_end=on_end))
     while scheduler.step():
         pass
@@ -116,7 +119,7 @@ def test_a_cancelled_request_leaves_before_its_next_step():
     scheduler.submit(request(is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(error)))
     scheduler.step()
     cancelled.set()
-    scheduler.look()
+    scheduler.poll_cancellations()
     assert isinstance(ended[0], Cancelled)
     assert scheduler.step() == 0
     assert len(engine.calls) == 1
@@ -201,19 +204,19 @@ def test_closing_ends_what_is_unfinished():
 
 def test_the_second_thread_is_woken_once_a_second_call_pays():
     """It found nothing to do when the loop began, since nothing was known of the pace."""
-    flying, ended, most = [], [], []
+    in_flight, ended, most = [], [], []
 
     def velocity(latent):
-        flying.append(latent)
+        in_flight.append(latent)
         if not ended:
-            most.append(len(flying))
+            most.append(len(in_flight))
         time.sleep(0.005)
-        flying.pop()
+        in_flight.pop()
         return latent
 
     engine = Engine(velocity)
     scheduler = StepScheduler(engine, 64)
-    scheduler.pace.hides = lambda size, calls: len(engine.calls) > 2
+    scheduler.call_times.overlap_pays = lambda size, calls: len(engine.calls) > 2
     for _ in range(3):
         scheduler.submit(request(steps=9, max_rows=2, on_end=lambda _, error: ended.append(error)))
     with working(scheduler):
@@ -231,9 +234,9 @@ def test_a_request_that_is_cancelled_while_its_call_is_in_flight_ends_once_and_s
             steps=2, is_cancelled=cancelled.is_set, on_end=lambda _, error: ended.append(("leaving", error))
         )
     )
-    call = scheduler.take()
+    call = scheduler.schedule()
     cancelled.set()
-    scheduler.look()
+    scheduler.poll_cancellations()
     assert len(call) == 2 and not ended
     scheduler.advance(call, np.zeros((4, 1, 4, 4), np.float16))
     while scheduler.step():
@@ -260,12 +263,12 @@ def test_who_was_answered_is_not_asked_whether_it_was_cancelled(monkeypatch):
         return latent
 
     scheduler = StepScheduler(Engine(slow), 64)
-    monkeypatch.setattr("serve.inside.schedule.LOOK", 0.0005)
-    monkeypatch.setattr("serve.inside.schedule.LOOK_AT_WAITING", 0.0)
+    monkeypatch.setattr("serve.inside.schedule.POLL_SECONDS", 0.0005)
+    monkeypatch.setattr("serve.inside.table.POLL_WAITING_SECONDS", 0.0)
     for _ in range(40):
         one = request(steps=4, max_rows=8)
-        one.is_cancelled = partial(asked, one)
-        one.on_end = lambda ended, _: answered.add(ended)
+        one.ticket.is_cancelled = partial(asked, one)
+        one.ticket.on_end = lambda ended, _: answered.add(ended)
         scheduler.submit(one)
     with working(scheduler):
         until(lambda: len(answered) == 40)

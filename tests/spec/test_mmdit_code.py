@@ -211,7 +211,7 @@ def test_each_stage_is_remade_for_what_it_imports_and_for_nothing_else(
     for edited in (
         modules - keyed - copied - {"serve/runtime/onnxruntime_engine.py"},
         {"mmdit/placement.py", "export/groups.py"},
-        {"serve/inside/half.py", "mmdit/contract.py"},
+        {"serve/inside/fp16.py", "mmdit/contract.py"},
         {"export/projection_from_vae.py", "export/recorder.py", "engines/session.py", "serve/warm_up.py"},
     ):
         for file in edited:

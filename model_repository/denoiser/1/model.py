@@ -6,24 +6,14 @@ from functools import partial
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from inside import triton
-from inside.admission import deadline_in, denoising_from, priority_of
+from inside.admission import deadline_in, priority_of, request_from
 from inside.denoise import vae_latent
 from inside.errors import Full
 from inside.limits import Limits
 from inside.metrics import LoopMetrics
 from inside.publisher import Publisher
 from inside.schedule import StepScheduler
-
-
-class Engine:
-    """The `mmdit` model, whatever runs it."""
-
-    def constants(self, context, pooled):
-        return triton.tensors({"context": context, "pooled": pooled})
-
-    def __call__(self, latent, timestep, constants):
-        inputs = {"latent": latent, "timestep": timestep}
-        return triton.call("mmdit", inputs, ["velocity"], constants=constants)["velocity"]
+from inside.step_models import StepModels
 
 
 class TritonPythonModel:
@@ -35,7 +25,8 @@ class TritonPythonModel:
         self.limits = Limits.from_settings(self.model.settings, policy["max_steps"])
         self.default_priority = priority_of("{}", policy["default_priority_level"])
         self.metrics = LoopMetrics(self.limits)
-        self.scheduler = StepScheduler(Engine(), policy["max_requests"], observer=self.metrics)
+        engine = StepModels.from_settings(self.model.settings, call=triton.call, tensors=triton.tensors)
+        self.scheduler = StepScheduler(engine, policy["max_requests"], observer=self.metrics)
         self.publisher = Publisher(lambda: self.metrics.read(self.scheduler.held()), pb_utils.MetricFamily)
         self.thread = threading.Thread(target=self.scheduler.run, name="steps")
         self.thread.start()
@@ -44,12 +35,13 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                denoising = denoising_from(self.model.inputs(request), self.limits)
-                denoising.deadline = denoising.deadline or deadline_in(request.timeout())
-                denoising.priority = priority_of(request.parameters(), self.default_priority)
-                if not denoising.streamed:  # the stream looks after its own client
-                    denoising.is_cancelled = sender.is_cancelled
-                denoising.on_end = partial(self.answer, request, sender)
+                denoising = request_from(self.model.inputs(request), self.limits)
+                ticket = denoising.ticket
+                ticket.deadline = ticket.deadline or deadline_in(request.timeout())
+                ticket.priority = priority_of(request.parameters(), self.default_priority)
+                if not ticket.streamed:  # the stream looks after its own client
+                    ticket.is_cancelled = sender.is_cancelled
+                ticket.on_end = partial(self.answer, request, sender)
                 self.scheduler.submit(denoising)
             except Exception as error:
                 if not isinstance(error, Full):  # of which the scheduler has told
@@ -66,8 +58,8 @@ class TritonPythonModel:
 
     def outputs(self, denoising):
         return {
-            "latents": denoising.latents,
-            "vae_latent": vae_latent(denoising.latents, self.limits),
+            "latents": denoising.state.latents,
+            "vae_latent": vae_latent(denoising.state.latents, self.limits),
             "used_seed": triton.one(denoising.seed, np.int64),
         }
 

@@ -20,7 +20,7 @@ def milliseconds_of(table: Mapping[int, float], rows: int) -> float:
     return table[low] + (table[high] - table[low]) / (high - low) * (rows - low)
 
 
-def rows_worth(table: Mapping[int, float], most: int, gain: float = GAIN) -> int:
+def profitable_rows(table: Mapping[int, float], most: int, gain: float = GAIN) -> int:
     """The most rows, up to `most`, of which each pair saves `gain` of the time that it would take alone.
 
     A pair of rows is a request with guidance. With 20 + 2 r ms another pair costs 4 ms in place of 24; with
