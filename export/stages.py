@@ -39,7 +39,7 @@ from mmdit.shapes import shape_set
 _TOOLS = ("torch", "diffusers", "transformers", "onnx")
 # Modules that no artifact but a page, the sensitivity study or the preview's matrix comes from.
 _NOT_MAKING = (
-    *("__main__", "audit_page", "budget", "candidates", "comparison", "decisions", "groups"),
+    *("__main__", "budget", "candidates", "comparison", "decisions", "groups"),
     *("making", "measurements", "projection_from_vae", "sensitivity", "sensitivity_chart", "stages"),
     "switches",
 )

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pages
 from engines.source import MODEL
 from mmdit.artifact import (
     MEASUREMENTS,
@@ -27,8 +28,8 @@ from quality.subject import Subject
 
 PAGE = "index.html"
 AUDIT = "audit.json"
-_PARTS = ("report", "page", "pictures", "chart", "layers", "gpu_check")
-_CODE = [Path(__file__).with_name(f"{name}.py") for name in _PARTS]
+_PARTS = ("report", "page", "pictures", "chart", "gpu_check")
+_CODE = [*(Path(__file__).with_name(f"{name}.py") for name in _PARTS), *pages.FILES]
 
 
 def report(layout: Layout, target: str, measurements: Path = MEASUREMENTS) -> Path:
