@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from export.audit_page import page
 from export.groups import attention_flops, image_tokens, layer_flops
 from export.onnx_from_checkpoint import ONNX_FILE
 from export.policy import AttentionPrecision, LayerPrecision, Rule, attention_in_island
@@ -22,6 +21,7 @@ from export.weights import E4M3_MAX
 from mmdit.errors import QuantizationError
 from mmdit.family import Family
 from mmdit.placement import RULES, FileGraph
+from pages import render
 
 _SHOWN = 10  # broken places in an error's message
 AUDIT_FILE, AUDIT_PAGE = "audit.json", "audit.html"
@@ -89,7 +89,7 @@ def write_audit(
         "rules": rules,
     }
     (folder / AUDIT_FILE).write_text(json.dumps(content, indent=1) + "\n")
-    (folder / AUDIT_PAGE).write_text(page(family.name, content), encoding="utf-8")
+    (folder / AUDIT_PAGE).write_text(render("audit.html.j2", name=family.name, **content), encoding="utf-8")
     broken = [(rule["rule"], place) for rule in rules for place in rule["broken"]]
     if broken:
         raise QuantizationError(

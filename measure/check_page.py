@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mmdit.family import VAE_SCALE
 from mmdit.step_times import StepTimes
+from pages import render
 
 BEFOREHAND = """\
 It exports the model, builds every component in FP16 and the MMDiT twice in FP8 (attention's products in FP16,
@@ -122,13 +123,9 @@ def step_times(record: CheckRecord) -> list[StepTimes]:
 _TORCH_BOUNDS = {"fp8": "mmdit fp8 attention-fp16"}  # torch's variant ends in its precision → whose bound
 
 
-def table(record: CheckRecord) -> list[str]:
+def _steps(record: CheckRecord) -> list[list[str]]:
     """Each variant at each number of rows, beside the roofline's bound, which no engine is faster than."""
-    lines = [
-        "| variant | rows | ms per step | with CUDA graph | over FP16 | SSIM, gate | outputs "
-        "| GB taken | GB, torch's peak | of the bound |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     base = {rows: best(point) for rows, point in record.plans.get("mmdit fp16", Plan()).rows().items()}
 
     def add(variant: str, rows: int, plain: float, graph: float | None, *more: str) -> None:
@@ -138,14 +135,17 @@ def table(record: CheckRecord) -> list[str]:
         least = record.bounds.get(name, {}).get(rows)
         cells = [variant, str(rows), f"{plain:,.2f}", "" if graph is None else f"{graph:,.2f}"]
         cells += [f"{base[rows] / step:.2f}×" if rows in base else "", *more]
-        lines.append("| " + " | ".join([*cells, "" if least is None else f"{least / step:.0%}"]) + " |")
+        lines.append([*cells, "" if least is None else f"{least / step:.0%}"])
+
+    def failed(variant: str, rows: str, error: str) -> None:
+        lines.append([variant, rows, error, *[""] * 7])
 
     for name, plan in record.plans.items():
         if not name.startswith("mmdit "):
             continue
         variant = name.replace("mmdit", "TensorRT")
         if plan.error:
-            lines.append(f"| {variant} | | {plan.error} | | | | | | | |")
+            failed(variant, "", plan.error)
         gate = _gate(record.gates.get(name.partition("attention-")[2]))
         far = record.too_far(name)
         outputs = "" if far is None else "FAILED" if far else "within bounds"
@@ -159,7 +159,7 @@ def table(record: CheckRecord) -> list[str]:
             memory = _gigabytes(row["peak_bytes"])
             add(variant, row["rows"], row["milliseconds"], None, row.get("note", ""), "", "", memory)
         else:
-            lines.append(f"| {variant} | {row['rows']} | {row['error']} | | | | | | | |")
+            failed(variant, str(row["rows"]), row["error"])
     return lines
 
 
@@ -175,45 +175,13 @@ def _gate(found: dict[str, Any] | None) -> str:
 
 def page(record: CheckRecord) -> str:
     """The record as Markdown."""
-    machine = ", ".join(f"{name} {value}" for name, value in record.machine.items() if value)
-    lines = [f"# {record.model} for {record.target}", "", f"{record.date}; {machine}.", ""]
-    lines += [f"    {record.command}", "", *table(record), ""]
-    lines += [
-        "GB taken: what the plan, its context and one call's tensors took of the GPU's free memory. torch's",
-        "peak: the most that its tensors held at once, weights included, without what its allocator keeps.",
-        "",
-    ]
-    if failures := record.failures():
-        lines += ["Failed:", "", *(f"- {failure}" for failure in failures), ""]
-    if record.verdict:
-        lines += [f"{'Kept' if record.kept else 'None kept'}: {record.verdict}.", ""]
-    if record.policy:
-        lines += [f"It is in place; later commands need `POLICY={record.policy}`.", ""]
-    lines += ["## A call of each component, milliseconds", ""]
-    lines += ["| plan | shapes | plain | with CUDA graph |", "|---|---|---|---|"]
-    for name, plan in record.plans.items():
-        for point in plan.points:
-            shapes = ", ".join(f"{key} {'×'.join(map(str, shape))}" for key, shape in point["shapes"].items())
-            graph = point.get("graph", {})
-            told = f"{graph['median']:,.2f}" if "median" in graph else graph.get("error", "")
-            lines.append(f"| {name} | {shapes} | {point['milliseconds']['median']:,.2f} | {told} |")
-    lines += ["", "## Layers, as TensorRT's inspector tells", ""]
-    lines += ["| plan | layers | products | fused attention | softmax elsewhere |", "|---|---|---|---|---|"]
-    for name, plan in record.plans.items():
-        if found := plan.facts.get("summary"):
-            counts = (found[key] for key in ("layers", "products", "attention_fused"))
-            told_counts = [", ".join(f"{count} {kind}" for kind, count in each.items()) for each in counts]
-            lines.append(f"| {name} | " + " | ".join([*told_counts, str(found["softmax_alone"])]) + " |")
-    lines += ["", "## Outputs against ONNX Runtime on the CPU", ""]
-    lines += [
-        "‖difference‖ / ‖output‖. Bound in FP16: 3·√2 times the larger of both errors against torch in FP32.",
-        "In FP8, where both run the same scales: 1.5 times the error of the FP8 file in ONNX Runtime.",
-        "",
-    ]
-    lines += ["| engine | output | relative | cosine | torch FP16 | ONNX Runtime | bound | |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    lines += ["| " + " | ".join(_compared(each)) + " |" for each in record.comparisons]
-    return "\n".join(lines) + "\n"
+    return render(
+        "gpu_check.md.j2",
+        record=record,
+        machine=", ".join(f"{name} {value}" for name, value in record.machine.items() if value),
+        steps=_steps(record),
+        comparisons=[_compared(each) for each in record.comparisons],
+    )
 
 
 def _compared(found: dict[str, Any]) -> list[str]:

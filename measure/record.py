@@ -12,6 +12,7 @@ from mmdit.artifact import shown
 from mmdit.errors import ArtifactError, first_line
 from mmdit.gpus import card_named
 from mmdit.step_times import StepTimes, write
+from pages import render
 
 _KEY = ("model", "variant", "size", "rows")
 
@@ -123,29 +124,13 @@ def peak_seconds(
 
 def page(record: Record) -> str:
     """The record as Markdown."""
-    machine = record.machine
-    lines = [
-        f"# torch on {machine['gpu'] or 'a CPU, at toy size: these are not measurements'}",
-        "",
-        f"{record.date}; " + ", ".join(f"{name} {value}" for name, value in machine.items() if value) + ".",
-    ]
-    if machine["gpu"]:
-        lines += [
-            "Random weights of SD3.5's geometry, 333 tokens of text. Milliseconds of a step: the median",
-            "of several after a warm-up, between CUDA events, with the least and the most; memory: the",
-            "most that torch held while it ran, weights included. Peak: the FLOPs at the card's dense peaks",
-            "over the time. FP8 is ModelOpt's real quantization: FP8 products in the blocks' linears.",
-        ]
-    lines += [
-        "",
-        f"    {record.command}",
-        "",
-        "| model | size | variant | rows | ms per step | least to most | GB | TFLOP/s | of the peak | note |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(record.rows, key=lambda row: (row["model"], row["size"], row["variant"], row["rows"])):
-        lines.append("| " + " | ".join(_cells(row, machine["gpu"])) + " |")
-    return "\n".join(lines) + "\n"
+    rows = sorted(record.rows, key=lambda row: (row["model"], row["size"], row["variant"], row["rows"]))
+    return render(
+        "reference.md.j2",
+        record=record,
+        machine=", ".join(f"{name} {value}" for name, value in record.machine.items() if value),
+        rows=[_cells(row, record.machine["gpu"]) for row in rows],
+    )
 
 
 def _cells(row: dict[str, Any], gpu: str | None) -> list[str]:

@@ -3,9 +3,9 @@
 `docs/measurements/DATE-gpu-check-GPU-MODEL.json` is the record, the .md of that name the page with the table.
 """
 
-import html
 import json
 from pathlib import Path
+from typing import Any
 
 _ROWS = 6  # of the table
 
@@ -26,17 +26,15 @@ def newest(folder: Path, model: str, target: str) -> Path | None:
     return None
 
 
-def summary(page: Path) -> str:
-    """As HTML: the page's name, the date, the GPU, the verdict, and the first rows of its first table."""
+def summary(page: Path) -> dict[str, Any]:
+    """The page's name, the date, the GPU, the verdict, and the first rows of its first table, as cells."""
     found = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    verdict = f"{'kept' if found['kept'] else 'none kept'}: {found['verdict']}" if found["verdict"] else ""
-    told = f"{found['date']}, {found['machine'].get('gpu')}: {verdict or 'no verdict on FP8'}."
+    verdict = f"{'kept' if found['kept'] else 'none kept'}: {found['verdict']}"
     table = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    rows = []
-    for line, kind in zip(table[: 1 + _ROWS], ["th", *["td"] * _ROWS], strict=False):
-        cells = (html.escape(cell.strip()) for cell in line.strip("|").split("|"))
-        rows.append("<tr>" + "".join(f"<{kind}>{cell}" for cell in cells))
-    return (
-        f"<p>{html.escape(told)}</p><div class=wide><table>{''.join(rows)}</table></div>"
-        f"<p class=note>All of it: docs/measurements/{html.escape(page.name)}, of that day's engines.</p>"
-    )
+    return {
+        "page": page.name,
+        "date": found["date"],
+        "gpu": found["machine"].get("gpu"),
+        "verdict": verdict if found["verdict"] else "no verdict on FP8",
+        "rows": [[cell.strip() for cell in line.strip("|").split("|")] for line in table[: 1 + _ROWS]],
+    }

@@ -234,7 +234,7 @@ def test_a_variant_that_fails_is_told_and_the_rest_goes_on(
     assert error is not None and "mmdit fp8 attention-fp8: `python -m" in error
     assert found.kept == "fp16" and "attention in fp8 is out: `python -m" in found.verdict and found.torch
     assert (layout.engine("hopper", "mmdit", Precision.FP8) / "model.plan").read_text() == "fp16"
-    assert "| TensorRT fp8 attention-fp8 | | `python -m" in page(found)
+    assert "| TensorRT fp8 attention-fp8 |  | `python -m" in page(found)
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp16"])

@@ -14,7 +14,9 @@ from mmdit.code import code_of
 from mmdit.contract import COMPONENTS, Precision
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("mmdit", "export", "engines", "serve", "quality", "measure", "miniature", "model_repository")
+PACKAGES = (
+    "mmdit", "pages", "export", "engines", "serve", "quality", "measure", "miniature", "model_repository",
+)  # fmt: skip
 
 
 @pytest.fixture
