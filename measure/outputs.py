@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from engines.runner import Array, Run, runner
-from engines.session import session
+from engines.onnxruntime.session import session
+from engines.runner import runner
+from engines.runtimes import Array, Run
 from engines.source import Source, sources
 from measure.accuracy import Comparison, compared
 from mmdit.artifact import Layout

@@ -30,7 +30,7 @@ _CODE = [
     *(f"quality/{name}.py" for name in ("reference", "subject", "trajectory")),
     *(f"export/{name}.py" for name in ("modules", "positions")),
     *(f"miniature/{name}.py" for name in ("reader", "scenes", "tasks")),
-    "engines/runner.py",
+    *(f"engines/{name}.py" for name in ("runner", "runtimes", "onnxruntime/session", "tensorrt/plan_runner")),
     *(f"serve/inside/{name}.py" for name in ("denoise", "noise", "pixels", "text")),
 ]
 

@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
+from engines.runtimes import runtime
 from quality.chart import velocity_chart
 from quality.figure import FIGURES
 from quality.gpu_check import summary
@@ -110,7 +111,7 @@ def _tiles(content: dict[str, Any]) -> str:
 
 def _figure_table(content: dict[str, Any]) -> str:
     chosen, emulated = content["profile"], ""
-    if content["runtime"] == "onnxruntime":
+    if runtime(content["runtime"]).emulates_fp8:
         emulated = (
             " <b>On a CPU</b> ONNX Runtime computes FP16 in FP32 between roundings and emulates FP8, so the "
             "floor is better here than a GPU's."

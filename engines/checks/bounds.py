@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engines.checks.graph import load
-from engines.session import session
+from engines.onnxruntime.session import session
 from engines.source import Source
 from mmdit.contract import Signature, bounds, dims_at, dims_vary
 from mmdit.errors import EngineError

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from engines.session import session
+from engines.onnxruntime.session import session
 from export.checkpoint import checkpoint_folder
 from mmdit.artifact import Layout, read_manifest, shown
 from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Precision
