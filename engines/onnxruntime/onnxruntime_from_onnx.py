@@ -38,5 +38,5 @@ def onnxruntime_from_onnx(source: Source, folder: Path, job: Build) -> dict[str,
     return {
         "engine_bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "seconds_to_load": seconds,
-        **check_bounds(source, signature, job.shapes, job.family, loaded),
+        **check_bounds(source, signature, job.shapes, loaded),
     }

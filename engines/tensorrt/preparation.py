@@ -41,7 +41,7 @@ def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
             signature = signatures[source.component]
             check_unchanged(source)
             ready = check_ready(source, signature)
-            ran = check_bounds(source, signature, build.shapes, build.family)
+            ran = check_bounds(source, signature, build.shapes)
             findings[source.component] = {"readiness": ready, "profiles": ran}
             told += [f"{source.component}: {warning}" for warning in warnings(source.manifest)]
             places = sum(rule["places"] for rule in ready.values())
