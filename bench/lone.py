@@ -18,7 +18,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from bench import pages
 from bench.requests import SIZE, STEPS, prompt_of
-from engines.session import session
+from engines.onnxruntime.session import session
 from export.checkpoint import checkpoint_folder
 from mmdit.artifact import Layout, read_manifest, shown
 from mmdit.contract import COMPONENTS, TEXT_ENCODERS, Precision

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.engine import Build, engine, up_to_date
-from engines.plans.options import Options
-from engines.plans.refit import refit
+from engines.runtimes import check_runtimes, runtime
 from engines.source import Source, check_attention, sources
 from engines.table import table
+from engines.tensorrt.options import Options
+from engines.tensorrt.refit import refit
 from mmdit import target as targets
 from mmdit.artifact import BUILD, MANIFEST, Layout, shown
 from mmdit.contract import Precision
@@ -25,6 +26,7 @@ from mmdit.shapes import NAMES, shape_set
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run one command."""
     arguments = _parsed(argv)
+    check_runtimes()
     if arguments.command == "forecast":
         _forecast(arguments.model, arguments.build)
         return
@@ -59,21 +61,17 @@ def main(argv: list[str] | None = None) -> None:
         gpu=gpu,
         tensorrt=tensorrt,
     )
-    rows = _built(found, build, precision) if building else _refitted(found, build, precision)
+    rows = _built(found, build) if building else _refitted(found, build, precision)
     print(table(("component", "precision", "runtime", "size", "path"), rows))
 
 
-def _built(found: list[Source], build: Build, precision: Precision) -> list[tuple[str, ...]]:
+def _built(found: list[Source], build: Build) -> list[tuple[str, ...]]:
     """Check, then build what is not up to date; rows of a table. Raises TargetError if it cannot be built."""
     for source in found:
         check_attention(source, build.target.name)
     prepared: dict[str, Any] = {}
-    if build.target.runtime == "tensorrt" and not all(up_to_date(source, build) for source in found):
-        from engines.preparation import how_to_go_on, prepare
-
-        prepared = prepare(found, build)
-        if build.target.missing:
-            print(f"\n{how_to_go_on(build, precision)}")
+    if not all(up_to_date(source, build) for source in found):
+        prepared = runtime(build.target.runtime).functions.check(found, build)
     if build.target.missing:
         raise TargetError(
             f"target {build.target.name!r} cannot be built here: {build.target.missing}; everything before "

@@ -6,21 +6,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.checks.graph import check_graph
-from engines.onnxruntime_from_onnx import onnxruntime_from_onnx
-from engines.plans.child import in_child
-from engines.plans.options import Options
-from engines.plans.plan_from_onnx import plan_from_onnx
-from engines.source import MODEL, Source, check_unchanged
+from engines.runtimes import runtime
+from engines.source import Source, check_unchanged
+from engines.tensorrt.options import Options
 from mmdit.artifact import Layout, Manifest, read_manifest, versions, whole
 from mmdit.code import code_of
 from mmdit.contract import components, profiles
-from mmdit.errors import ArtifactError, ContractError, EngineError, TargetError
+from mmdit.errors import ArtifactError, ContractError, TargetError
 from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet, tokens
 from mmdit.target import Gpu, Target
 
-PLAN = "model.plan"
 STRIPPED = "stripped model.plan"  # among what a refitted plan was made from
 
 
@@ -40,14 +36,15 @@ class Build:
 def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None) -> Path:
     """The file of a component's engine, built unless it is up to date; says which, and why.
 
-    `prepared`: what `engines.preparation` found about a plan's source. Imports no runtime when there is
+    `prepared`: what the runtime's `check` found about the source. Imports no runtime when there is
     nothing to build. A plan is built in a process of its own, and the earlier one stays until the new one is
     whole. Raises ArtifactError for an ONNX file that changed since its manifest was written, ContractError
     for a profile outside the contract, EngineError or TargetError.
     """
     component, target = source.component, build.target
     folder = build.layout.engine(target.name, component, source.precision)
-    file = folder / (PLAN if target.runtime == "tensorrt" else MODEL)
+    row = runtime(target.runtime)
+    file = folder / row.file
     wanted = _wanted(source, build)
     reason = wanted.reason_to_rebuild(folder)
     if reason is None:
@@ -59,30 +56,10 @@ def engine(source: Source, build: Build, prepared: dict[str, Any] | None = None)
             f"{component}: a stripped plan is there; `make refit` adds its weights in less time", flush=True
         )
     wanted.made_from = source.made_from
-    signature = components(build.family, build.shapes)[component]
     check_profiles(build.family, build.shapes)
     check_unchanged(source)
     with whole(folder, wanted) as partial:
-        if target.runtime == "tensorrt":
-            assert build.gpu is not None  # resolve() gives no TensorRT target without one
-            wanted.findings = in_child(
-                component,
-                plan_from_onnx,
-                source,
-                partial / PLAN,
-                signature=signature,
-                shapes=build.shapes,
-                options=build.options,
-                timing_caches=build.layout.root.parent / "timing-caches",
-                gpu=build.gpu,
-            )
-            _check_size(component, partial / PLAN, wanted.findings)
-            wanted.findings |= prepared or {}
-        else:
-            check_graph(source.onnx, component, signature)
-            wanted.findings = onnxruntime_from_onnx(
-                source, partial, signature=signature, shapes=build.shapes, family=build.family
-            )
+        wanted.findings = row.functions.build(source, partial, build) | (prepared or {})
     return file
 
 
@@ -106,9 +83,7 @@ def _wanted(source: Source, build: Build) -> Manifest:
         checkpoint=source.manifest.checkpoint,
         made_from=source.made_from | _refitted_from(folder, build),
         settings=_settings(source, build),
-        code=code_of(plan_from_onnx)
-        if build.target.runtime == "tensorrt"
-        else code_of(onnxruntime_from_onnx, check_graph),
+        code=code_of(runtime(build.target.runtime).functions.build),
         versions=_versions(build),
     )
 
@@ -141,35 +116,26 @@ def _refitted_from(folder: Path, build: Build) -> dict[str, str]:
     return {STRIPPED: made_from[STRIPPED]} if STRIPPED in made_from and not build.options.strip else {}
 
 
-def _check_size(component: str, plan: Path, findings: dict[str, Any]) -> None:
-    size = plan.stat().st_size if plan.exists() else 0
-    if not size or size != findings["engine_bytes"]:
-        raise EngineError(
-            f"{component}: {plan.name} holds {size} bytes, and {findings['engine_bytes']} were built: it was "
-            "cut off or changed meanwhile; build it again"
-        )
-
-
 def _settings(source: Source, build: Build) -> dict[str, Any]:
     signature = components(build.family, build.shapes)[source.component]
+    row = runtime(build.target.runtime)
     settings = {
         "component": source.component,
         "precision": source.precision.value,
-        "runtime": build.target.runtime,
+        "runtime": row.name,
         "target": build.target.name,
         "family": build.family.model_dump(),
         "shapes": build.shapes.model_dump(),
         "profiles": profiles(signature, build.shapes),
-        "options": build.options.settings if build.target.runtime == "tensorrt" else {},
+        "options": build.options.settings if row.has_options else {},
     }
     as_read_back: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists
     return as_read_back
 
 
 def _versions(build: Build) -> dict[str, str]:
-    tools = ("polygraphy",) if build.target.runtime == "tensorrt" else ("onnx", "onnxruntime")
     try:
-        found = versions(*tools)
+        found = versions(*runtime(build.target.runtime).tools)
     except metadata.PackageNotFoundError as error:
         raise TargetError(
             f"target {build.target.name!r} needs the package {error.name}: `pip install {error.name}`"

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from export.modules import explicit_attention
 from export.weights import Graph, Weight
-from mmdit.contract import Dtype, Signature, dims_at, dims_vary
+from mmdit.contract import Signature, dims_vary
 from mmdit.contract import Tensor as Contracted
+from mmdit.samples import random_inputs
 
 # Q/DQ with FP16 scales needs 19; 20 has Gelu. TorchScript's exporter is right at any size; torch's newer
 # one is wrong at odd numbers of tokens (torch 2.13).
@@ -85,22 +86,9 @@ def traced(module: nn.Module, signature: Signature) -> Graph:
 def example_inputs(
     signature: Signature, rows: int, size: tuple[int, int], seed: int = 0
 ) -> tuple[torch.Tensor, ...]:
-    """Random inputs of a component for `rows` rows at `size` = (height, width) in pixels.
-
-    Ids are below 64, which every vocabulary has; timesteps lie in [0, 1000); the rest is normal.
-    """
-    random = np.random.default_rng(seed)
-    inputs = []
-    for tensor in signature.inputs:
-        shape = (rows, *dims_at(tensor, size))
-        if tensor.dtype is Dtype.INT64:
-            values: Any = random.integers(0, 64, shape)
-        elif tensor.name == "timestep":
-            values = random.uniform(0, 1000, shape)
-        else:
-            values = random.standard_normal(shape)
-        inputs.append(torch.from_numpy(values.astype(tensor.dtype.numpy)))
-    return tuple(inputs)
+    """`mmdit.samples.random_inputs` as torch tensors, in the signature's order."""
+    inputs = random_inputs(signature, rows, size, np.random.default_rng(seed))
+    return tuple(torch.from_numpy(values) for values in inputs.values())
 
 
 def _hollowed(module: nn.Module) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def check(asked: Asked, command: str) -> Path:
 
 def _target(name: str) -> Target:
     target, why = resolve(name, find_gpu(), tensorrt_version())
-    if target.runtime != "tensorrt" or target.missing:
+    if target.compute_capability is None or target.missing:
         lacks = target.missing or why.partition("because ")[2] or "the target is cpu"
         raise TargetError(
             f"gpu-check builds and runs engines, which cannot be done here: {lacks}. Run it on the GPU's "

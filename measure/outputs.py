@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from engines.runner import Array, Run, runner
-from engines.session import session
+from engines.onnxruntime.session import session
+from engines.runner import runner
+from engines.runtimes import Array, Run
 from engines.source import Source, sources
 from measure.accuracy import Comparison, compared
 from mmdit.artifact import Layout
-from mmdit.contract import TEXT_ENCODERS, Precision, Signature, components, dims_at
+from mmdit.contract import TEXT_ENCODERS, Precision, Signature, components
 from mmdit.errors import run_command
 from mmdit.family import Family
+from mmdit.samples import random_inputs
 from mmdit.shapes import ShapeSet
-
-_IDS = 512  # every vocabulary has as many
 
 
 class Job(BaseModel):
@@ -88,15 +88,7 @@ def _inputs(
     """One row of random latents or ids at the size that the first profile is for, as many rows as it has."""
     first = shapes.ranges[0]
     rows = first.opt_rows if signature.max_rows > 1 else 1
-    inputs: dict[str, Array] = {}
-    for tensor in signature.inputs:
-        shape = (rows, *dims_at(tensor, first.opt))
-        if tensor.name == "input_ids":
-            inputs[tensor.name] = rng.integers(0, _IDS, shape)
-        elif tensor.name == "timestep":
-            inputs[tensor.name] = np.full(shape, 500, np.float32)
-        else:
-            inputs[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype.numpy)
+    inputs = random_inputs(signature, rows, first.opt, rng)
     if component == "mmdit" and text is not None:
         inputs["context"], inputs["pooled"] = (np.stack([each] * rows) for each in text)
     return inputs

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from engines.engine import PLAN
-from engines.plans.failures import explained
+from engines.tensorrt.failures import explained
+from engines.tensorrt.plan_from_onnx import PLAN
 from measure.inspector import summary
 from measure.timing import timed
 from mmdit.artifact import require

@@ -22,8 +22,8 @@ def code_of(*functions: Callable[..., Any], root: Path = ROOT) -> dict[str, str]
 
     In a function's own module only what it uses counts: its text, and the text of the functions, classes,
     constants and methods of `self` that it names. The modules imported there count whole, and so do the
-    modules that these import. A data file (a template, a table) counts when one of the modules names it and
-    it lies in the folder of one of them.
+    modules that these import. A file that is read (a template, a table) counts when one of the modules names
+    it and it lies in the folder of one of them.
     """
     found: dict[str, str] = {}
     modules: set[Path] = set()
@@ -115,8 +115,16 @@ def _closure(modules: set[Path], root: Path) -> set[Path]:
 
 @cache
 def _imports_of(path: Path, _changed: int, root: Path) -> frozenset[Path]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return frozenset(module for node in ast.walk(tree) for module in _imported(node, path, root))
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    found: set[Path] = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING":
+            waiting += node.orelse  # what is for type checkers alone is never imported
+        else:
+            found |= set(_imported(node, path, root))
+            waiting += ast.iter_child_nodes(node)
+    return frozenset(found)
 
 
 def _imported(node: ast.AST, importer: Path, root: Path) -> Iterator[Path]:
@@ -146,7 +154,7 @@ def _files(folder: Path, module: str) -> Iterator[Path]:
 
 
 def _data_files(modules: set[Path]) -> set[Path]:
-    """The data files that the modules, or the data files themselves, name and that lie beside a module."""
+    """The files that the modules, or such files themselves, name in quotes and that lie beside a module."""
     folders = {path.parent for path in modules}
     found: set[Path] = set()
     waiting = list(modules)
@@ -155,7 +163,7 @@ def _data_files(modules: set[Path]) -> set[Path]:
         for name in set(_QUOTED.findall(text)):
             for folder in folders:
                 path = folder / name
-                if path not in found and path.suffix not in ("", ".py") and path.is_file():
+                if path not in found and path.suffix and path.is_file():
                     found.add(path)
                     waiting.append(path)
     return {path.resolve() for path in found}

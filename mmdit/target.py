@@ -14,8 +14,6 @@ from mmdit.errors import TargetError
 
 OLDEST_TENSORRT = (10, 13)
 _FIRST_FP8 = (8, 9)
-_NAMES = {(8, 9): "ada", (9, 0): "hopper"}
-KNOWN = ("hopper", "ada", "cpu")
 _GET_TENSORRT = "install it with `pip install tensorrt`, or work in NVIDIA's TensorRT or Triton container"
 
 
@@ -36,21 +34,16 @@ class Target:
     """What engines are built for; `fp8` says whether the runtime executes FP8 graphs there.
 
     `missing` says why they cannot be built on this machine, where all before the build can run all the same.
+    `fp8_attention_tokens` are the most up to which TensorRT is known to fuse attention in FP8 (from the
+    release notes of 10.6); None where no limit is known. Whether it pays, `make gpu-check` measures.
     """
 
     name: str
-    runtime: str  # "tensorrt" or "onnxruntime"
+    runtime: str  # a row of `engines/runtimes.py`
     compute_capability: tuple[int, int] | None
     fp8: bool
     missing: str | None = None
-
-    @property
-    def fp8_attention_tokens(self) -> int | None:
-        """The most tokens up to which TensorRT is known to fuse attention in FP8; None: no limit is known.
-
-        From the release notes of 10.6, for Ada; whether it pays, on any target, `make gpu-check` measures.
-        """
-        return 3072 if self.name == "ada" else None
+    fp8_attention_tokens: int | None = None
 
     def warnings(self, precision: Precision) -> list[str]:
         """What a user who asks for `precision` on this target should know."""
@@ -68,6 +61,14 @@ class Target:
 
 
 CPU = Target("cpu", "onnxruntime", None, fp8=True)
+TARGETS = (
+    Target("hopper", "tensorrt", (9, 0), fp8=True),
+    Target("ada", "tensorrt", (8, 9), fp8=True, fp8_attention_tokens=3072),
+    CPU,
+)
+KNOWN = tuple(target.name for target in TARGETS)
+_OF_GPU = {target.compute_capability: target for target in TARGETS if target.compute_capability}
+_NAMES = {capability: _OF_GPU[capability].name for capability in sorted(_OF_GPU)}
 
 
 def resolve(name: str, gpu: Gpu | None, tensorrt: str | None) -> tuple[Target, str]:
@@ -179,7 +180,8 @@ def tensorrt_version() -> str | None:
 
 
 def _target(capability: tuple[int, int]) -> Target:
-    return Target(_names_of(capability)[0], "tensorrt", capability, fp8=capability >= _FIRST_FP8)
+    other = Target(_sm(capability), "tensorrt", capability, fp8=capability >= _FIRST_FP8)
+    return _OF_GPU.get(capability, other)
 
 
 def _names_of(capability: tuple[int, int]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from engines.runtimes import runtime
 from mmdit.artifact import Manifest, digest, read_manifest, shown, versions, whole
 from mmdit.code import code_of
 from mmdit.errors import ArtifactError, QuantizationError
@@ -78,7 +79,7 @@ def gate(subject: Subject, asked: Asked) -> Verdict:
             + [str(path) for path in perceptual_weights() if path.exists()],
             "judging": digest(code_of(_verdict)),
         },
-        code=code_of(_measured),
+        code=code_of(_measured, runtime(subject.runtime).functions.open),
         versions=versions(*_TOOLS) | subject.manifests["mmdit-fp8"].versions,
     )
     reason = manifest.reason_to_rebuild(folder)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from engines.runtimes import runtime
 from pages import render
 from quality.chart import velocity_chart
 from quality.figure import FIGURES
@@ -24,5 +25,6 @@ def page(content: dict[str, Any], folder: Path, audit: Any, check: Path | None =
         gain=gain,
         chart=velocity_chart(content["steps"]),
         audit=audit,
+        emulates_fp8=runtime(content["runtime"]).emulates_fp8,
         check=summary(check) if check else None,
     )

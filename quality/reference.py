@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engines.runner import Array, Run
+from engines.runtimes import Array, Run
 from export.modules import load_module
 from mmdit.contract import Signature
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.runner import Run, runner
+from engines.runner import runner
+from engines.runtimes import Run
 from mmdit.artifact import Layout, digest, require
 from mmdit.contract import COMPONENTS, Precision, components
 from mmdit.errors import ArtifactError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.runner import Array, Run
+from engines.runtimes import Array, Run
 from mmdit.contract import TEXT_ENCODERS
 from mmdit.errors import EngineError
 from mmdit.progress import Progress

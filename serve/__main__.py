@@ -168,7 +168,6 @@ def _package(
     layout: Layout, targets: dict[str, Precision], repository: Path, arguments: argparse.Namespace
 ) -> None:
     from mmdit.step_times import read
-    from serve.compatibility import Plan
     from serve.engine_set import Engines
     from serve.repository import package
     from serve.timing import measured_elsewhere
@@ -184,10 +183,9 @@ def _package(
     )
     print(f"repository: {'up to date' if reason is None else f'written ({reason})'}: {shown(repository)}")
     manifest = read_manifest(repository)
-    if manifest.settings["runtime"] == "tensorrt":
+    if plans := manifest.settings["plans"]:
         megabytes = manifest.findings["shared_memory_bytes"] >> 20
         print(f"shared memory: up to {megabytes} MiB; a container is started with --shm-size={megabytes}m")
-        plans = [Plan.model_validate(plan) for plan in manifest.settings["plans"]]
         for warning in measured_elsewhere(times, plans):
             print(f"warning: {warning}", file=sys.stderr)
     for target, quality in manifest.settings["quality"].items():

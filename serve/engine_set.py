@@ -1,11 +1,11 @@
 """One model's engines for one target, as they are packaged together."""
 
+from engines.runtimes import Runtime, runtime
 from mmdit.artifact import Layout, require
 from mmdit.contract import COMPONENTS, Precision, Signature, components
 from mmdit.errors import RepositoryError
 from mmdit.family import Family
 from mmdit.shapes import ShapeSet
-from serve.compatibility import Plan, check_whole, plan_of
 
 
 class Engines:
@@ -14,8 +14,7 @@ class Engines:
     def __init__(self, layout: Layout, target: str, precision: Precision) -> None:
         """`precision` is the MMDiT's.
 
-        Raises ArtifactError for an engine that is missing or damaged, RepositoryError for engines that do
-        not fit, or that the target's GPUs cannot load.
+        Raises ArtifactError for an engine that is missing, RepositoryError for engines that do not fit.
         """
         make = f"make engines MODEL={layout.model} TARGET={target} PRECISION={precision.value}"
         self.layout, self.target, self.precision = layout, target, precision
@@ -44,21 +43,9 @@ class Engines:
         self.checkpoint = mmdit.checkpoint
         self.family = Family.model_validate(mmdit.settings["family"])
         self.shapes = ShapeSet.model_validate(mmdit.settings["shapes"])
-        self.runtime: str = mmdit.settings["runtime"]
+        self.runtime: Runtime = runtime(mmdit.settings["runtime"])
         self.profiles = {name: each.settings["profiles"] for name, each in self.manifests.items()}
         self.signatures: dict[str, Signature] = components(self.family, self.shapes)
-        if self.runtime != "tensorrt":
-            for name, folder in self.folders.items():
-                check_whole(folder, self.manifests[name].files, {}, f"run `{make}` again")
-
-    def plans(self, file: str) -> list[Plan]:
-        """The plans, to be served as `file` in each component's folder; none for another runtime."""
-        if self.runtime != "tensorrt":
-            return []
-        return [
-            plan_of(folder, self.manifests[name], self.target, f"{name}/1/{file}", self.layout.model)
-            for name, folder in self.folders.items()
-        ]
 
     def files(self, *, by_folder: bool = False) -> dict[str, str]:
         """`<component>/<file>` → SHA-256, or `<engine folder>/<file>`, which tells the precision."""

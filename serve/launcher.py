@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tritonclient.grpc as triton
-from pydantic import ValidationError
 
+from engines.runtimes import runtime
 from mmdit.artifact import read_manifest, shown
 from mmdit.errors import ServerError, first_line
 from mmdit.progress import Progress
-from mmdit.target import find_gpu
 from serve import processes
-from serve.compatibility import Plan, built_elsewhere, check_whole, loadable
 from serve.control import SERVED, ModelControl
 from serve.installation import Installation, find_installation
 from serve.ports import Ports
@@ -236,10 +234,7 @@ def _stop(server: Server, grace: float) -> int:
 
 
 def _settings(repository: Path, installation: Installation) -> tuple[list[str], dict[str, str]]:
-    """The server's options and environment for this repository, once it is sure that it can load it.
-
-    A plan is served on the GPU that was looked at, which the environment shows to Triton alone.
-    """
+    """The server's options and environment for this repository, once it is sure that it can load it."""
     manifest = read_manifest(repository)
     needed = manifest.findings.get("shared_memory_bytes", 0)
     free = shutil.disk_usage(processes.SHARED_MEMORY).free
@@ -250,31 +245,8 @@ def _settings(repository: Path, installation: Installation) -> tuple[list[str], 
             f"--shm-size={needed >> 20}m",
             file=sys.stderr,
         )
-    if manifest.settings["runtime"] != "tensorrt":
-        return [], {}
-    try:
-        plans = [Plan.model_validate(plan) for plan in manifest.settings["plans"]]
-        pool = manifest.findings["cuda_pool_bytes"]
-    except (KeyError, ValidationError):
-        raise ServerError(
-            f"{shown(repository)} was packaged by an older version: run `make repository`"
-        ) from None
-    gpu = find_gpu()
-    chosen = loadable(plans, gpu, installation.tensorrt_version())
-    assert gpu
-    warning = built_elsewhere(chosen, gpu)
-    if warning:
-        print(f"warning: {shown(repository)}: {warning}", file=sys.stderr)
-    check_whole(
-        repository,
-        {plan.file: manifest.files[plan.file] for plan in chosen},
-        {plan.file: plan.bytes for plan in chosen},
-        "copy the repository again, or run `make repository`",
-    )
-    options = [f"--cuda-memory-pool-byte-size=0:{pool}"]
-    if any(plan.version_compatible for plan in chosen):
-        options.append("--backend-config=tensorrt,version-compatible=true")
-    return options, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": gpu.uuid}
+    functions = runtime(manifest.settings["runtime"]).functions
+    return functions.loadable(repository, manifest, installation.tensorrt_version)
 
 
 def _die_with_parent() -> None:

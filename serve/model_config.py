@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from mmdit.contract import Profile, Shape, Signature, Tensor, ensemble_steps
+from mmdit.contract import Shape, Signature, Tensor, ensemble_steps
 from mmdit.errors import RepositoryError
 from mmdit.family import Family
 
@@ -22,8 +22,6 @@ _CONTRACTS = (
     *("input", "output", "max_batch_size", "ensemble_scheduling", "backend", "platform"),
     *("cc_model_filenames", "default_model_filename"),
 )
-# github.com/triton-inference-server/tensorrt_backend, README: parameters
-_ALLOCATION = "execution_context_allocation_strategy"
 
 
 def policy(path: Path) -> ModelConfig:
@@ -46,29 +44,12 @@ def policy(path: Path) -> ModelConfig:
 
 
 def engine_config(
-    config: ModelConfig,
-    signature: Signature,
-    runtime: str,
-    profiles: Sequence[Profile],
-    plans: Mapping[str, str],
-    warm_up: Sequence[Mapping[str, Shape]],
+    config: ModelConfig, signature: Signature, warm_up: Sequence[Mapping[str, Shape]]
 ) -> ModelConfig:
-    """An engine's config for a runtime; `plans` are its files by compute capability, for TensorRT.
+    """An engine's config, of which its runtime has set its part: rows, tensors and warm-up.
 
     `warm_up` are the calls that Triton makes before it is ready, unless the policy has its own.
     """
-    if runtime == "tensorrt":
-        config.backend = "tensorrt"
-        if any(group.kind == _Instance.KIND_CPU for group in config.instance_group):
-            raise RepositoryError(f"{config.name}: a TensorRT plan cannot have an instance on the CPU")
-        if len(plans) > 1:
-            config.cc_model_filenames.update(plans)
-        _add_profiles(config, len(profiles))
-        _add_cuda_graphs(config, profiles)
-    else:
-        config.backend = "python"
-    for group in config.instance_group:
-        group.kind = _Instance.KIND_GPU if runtime == "tensorrt" else _Instance.KIND_CPU
     config.max_batch_size = signature.max_rows
     _add_tensors(config, signature)
     if not config.model_warmup:
@@ -183,41 +164,6 @@ def check_ensemble(configs: dict[str, ModelConfig]) -> None:
         results = {tensor.name for tensor in config.output}
         if used | results != known.keys():
             raise RepositoryError(f"{config.name}: {sorted((used | results) ^ known.keys())} lead nowhere")
-
-
-def _add_profiles(config: ModelConfig, count: int) -> None:
-    """Name all profiles: Triton makes one execution context for each that is named, else for the first.
-
-    Each context would take the memory of the largest profile, unless told to take its own profile's.
-    """
-    if count == 1:
-        return
-    for group in config.instance_group:
-        if not group.profile:
-            group.profile.extend(str(index) for index in range(count))
-    if _ALLOCATION not in config.parameters:
-        config.parameters[_ALLOCATION].string_value = "ON_PROFILE_CHANGE"
-
-
-def _add_cuda_graphs(config: ModelConfig, profiles: Sequence[Profile]) -> None:
-    """A CUDA graph for the shape of each static profile, unless the policy decides about CUDA graphs.
-
-    Triton launches a graph for calls of exactly its shapes, on the context of the profile that is nearest,
-    which is the static one: profiles of the same distance are taken in their order. It tries to capture
-    each graph on every context, at start, on inputs of zeros; a context whose profile does not hold the
-    shape logs "Failed to set cuda graph shape" and goes on. `output_copy_stream` stays off: with graphs it
-    has ended servers (github.com/triton-inference-server/server/issues/5789).
-    """
-    static = [table for table in profiles if all(low == high for low, _, high in table.values())]
-    if not static or config.optimization.HasField("cuda"):
-        return
-    config.optimization.cuda.graphs = True
-    for table in static:
-        shapes = {name: low for name, (low, _, _) in table.items()}
-        (rows,) = {shape[0] for shape in shapes.values()}
-        spec = config.optimization.cuda.graph_spec.add(batch_size=rows)
-        for name, (_, *dims) in shapes.items():
-            spec.input[name].dim.extend(dims)
 
 
 def _add_warm_up(config: ModelConfig, calls: Sequence[Mapping[str, Shape]]) -> None:

@@ -8,10 +8,11 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engines.runtimes import ModelFiles
 from mmdit.artifact import Manifest, digest, read_manifest, versions, whole
 from mmdit.code import code_of
 from mmdit.contract import TEXT_ENCODERS, Precision, Signature, components, served_models
@@ -20,7 +21,6 @@ from mmdit.family import VAE_SCALE, Family
 from mmdit.shapes import ShapeSet
 from mmdit.step_times import StepTimes
 from serve import model_config, warm_up
-from serve.compatibility import check_together
 from serve.engine_set import Engines
 from serve.quality import quality_of
 from serve.server_memory import cuda_pool, shared_memory
@@ -29,7 +29,6 @@ from serve.timing import check_step_times
 POLICIES = Path(__file__).resolve().parent.parent / "model_repository"
 _STEP = ("mmdit",)  # the models of a denoising step, in their order
 _INSIDE = Path(__file__).with_name("inside")
-_ONNXRUNTIME_ENGINE = Path(__file__).with_name("runtime") / "onnxruntime_engine.py"
 
 
 def package(
@@ -53,8 +52,13 @@ def package(
     """
     first = engines[0]
     _check_one_config(engines)
-    plans = [plan for each in engines for plan in each.plans(_plan_name(each, engines))]
-    check_together(plans)
+    configs = {path.parent.name: model_config.policy(path) for path in _policies()}
+    components_served = [name for name in first.folders if name in configs]
+    files = first.runtime.functions.triton_config(
+        {name: configs[name] for name in components_served},
+        {name: {each.target: each.folders[name] for each in engines} for name in components_served},
+        first.layout.model,
+    )
     check_step_times(step_times, first.family)
     quality = {
         each.target: quality_of(each.files(by_folder=True), each.layout, each.target, accept=accept_quality)
@@ -67,91 +71,73 @@ def package(
         made_from={f"{each.target}/{file}": value for each in engines for file, value in each.files().items()}
         | {f"tokenizers/{k}": v for k, v in read_manifest(first.tokenizers).files.items()}
         | {f"preview/{k}": v for k, v in read_manifest(first.preview).files.items()}
-        | {"policies": _texts_digest(POLICIES), "inside": _texts_digest(_INSIDE)}
-        | {"runtime": _texts_digest(_ONNXRUNTIME_ENGINE.parent)},
+        | {"policies": _texts_digest(POLICIES), "inside": _texts_digest(_INSIDE)},
         settings={
             "targets": [each.target for each in engines],
             "precisions": {each.target: each.precision.value for each in engines},
-            "runtime": first.runtime,
+            "runtime": first.runtime.name,
             "family": first.family.model_dump(mode="json"),
             "shapes": first.shapes.model_dump(mode="json"),
-            "plans": [plan.model_dump() for plan in plans],
+            "plans": files.plans,
             "quality": quality,
             "step_times": [each.model_dump(mode="json") for each in step_times],
             "cache_pictures": cache_pictures,
         },
-        code=code_of(write_repository, check_repository, _memory),
+        code=code_of(write_repository, check_repository, _memory, first.runtime.functions.triton_config),
         versions=versions("tokenizers"),
     )
     reason = manifest.reason_to_rebuild(output)
     if reason is not None:
         with whole(output, manifest) as folder:
-            write_repository(engines, folder, step_times, cache_pictures)
+            write_repository(first, folder, configs, files, step_times, cache_pictures)
             check_repository(folder, first.family, first.shapes)
             manifest.findings = _memory(first, folder)
     return reason
 
 
 def write_repository(
-    engines: Sequence[Engines],
+    engines: Engines,
     folder: Path,
+    configs: Mapping[str, model_config.ModelConfig],
+    files: ModelFiles,
     step_times: Sequence[StepTimes] = (),
     cache_pictures: bool = False,
 ) -> None:
-    """Write every model's folder."""
-    first = engines[0]
-    served = served_models(first.family, cache_pictures=cache_pictures)
-    for path in sorted(POLICIES.glob("*/config.pbtxt")):
-        name = path.parent.name
-        config = model_config.policy(path)
+    """Write every model's folder; `engines` are those of any target, `files` the engines of all."""
+    served = served_models(engines.family, cache_pictures=cache_pictures)
+    row_by_row = engines.runtime.python_backend
+    for name, config in configs.items():
         version = folder / name / "1"
         version.mkdir(parents=True)
-        if name in first.folders:
-            plans = {}
-            for each in engines:
-                plan_name = _plan_name(each, engines)
-                manifest = each.manifests[name]
-                for file in manifest.files:
-                    if first.runtime == "onnxruntime":
-                        shutil.copy2(each.folders[name] / file, version / file)
-                    elif file.endswith(".plan"):
-                        _place(each.folders[name] / file, version / plan_name)
-                        plans[manifest.versions["compute_capability"]] = plan_name
-            config = model_config.engine_config(
-                config,
-                first.signatures[name],
-                first.runtime,
-                first.profiles[name],
-                plans,
-                warm_up.calls(first.signatures[name], first.shapes, first.runtime),
-            )
-            if first.runtime == "onnxruntime":
-                shutil.copy(_ONNXRUNTIME_ENGINE, version / "model.py")
-                # ONNX Runtime's optimizations are wrong about FP8 Q/DQ: see engines/session.py.
-                fp8 = first.manifests[name].settings["precision"] == Precision.FP8.value
-                level = "ORT_DISABLE_ALL" if fp8 else "ORT_ENABLE_ALL"
-                _write_json(version / "settings.json", {"graph_optimization_level": level})
+        if name in files.files:
+            for file, source in files.files[name].items():
+                (_place if files.linked else shutil.copy2)(source, version / file)
+            signature = engines.signatures[name]
+            calls = warm_up.calls(signature, engines.shapes, row_by_row)
+            config = model_config.engine_config(config, signature, calls)
+            if name in files.settings:
+                _write_json(version / "settings.json", files.settings[name])
         elif name == "text_to_image":
             config = model_config.ensemble_config(
-                config, served[name], first.family, cache_pictures=cache_pictures
+                config, served[name], engines.family, cache_pictures=cache_pictures
             )
         elif name in served:
             decoupled = name == "text_to_image_stream"
             config = model_config.python_config(config, served[name], decoupled=decoupled)
-            shutil.copy(path.parent / "1/model.py", version / "model.py")
+            shutil.copy(POLICIES / name / "1/model.py", version / "model.py")
             shutil.copytree(_INSIDE, version / "inside", ignore=shutil.ignore_patterns("__pycache__"))
-            _write_json(version / "settings.json", _settings(first, step_times))
+            _write_json(version / "settings.json", _settings(engines, step_times))
             if name == "text_to_image_stream":
-                for file in read_manifest(first.preview).files:
-                    shutil.copy(first.preview / file, version / file)
+                for file in read_manifest(engines.preview).files:
+                    shutil.copy(engines.preview / file, version / file)
             if name == "prompt_encoder":
-                tokenizers = read_manifest(first.tokenizers).files
+                tokenizers = read_manifest(engines.tokenizers).files
                 (version / "tokenizers_json").mkdir()
                 for file in tokenizers:
-                    shutil.copy(first.tokenizers / file, version / "tokenizers_json" / file)
+                    shutil.copy(engines.tokenizers / file, version / "tokenizers_json" / file)
                 _copy_library("tokenizers", version)
         else:
-            raise RepositoryError(f"{path}: the contract has no model {name!r}")
+            raise RepositoryError(f"{POLICIES / name}: the contract has no model {name!r}")
         (folder / name / "config.pbtxt").write_text(model_config.to_text(config))
 
 
@@ -171,7 +157,7 @@ def check_repository(folder: Path, family: Family, shapes: ShapeSet) -> None:
 def _check_one_config(engines: Sequence[Engines]) -> None:
     """Raise RepositoryError unless one config of a model does for every target's plan."""
     first = engines[0]
-    if len(engines) > 1 and any(each.runtime != "tensorrt" for each in engines):
+    if len(engines) > 1 and not all(each.runtime.bound_to_gpu for each in engines):
         raise RepositoryError(
             f"{', '.join(each.target for each in engines)}: only TensorRT plans can lie side by side, "
             "package the others alone"
@@ -185,8 +171,8 @@ def _check_one_config(engines: Sequence[Engines]) -> None:
                 )
 
 
-def _plan_name(each: Engines, engines: Sequence[Engines]) -> str:
-    return "model.plan" if len(engines) == 1 else f"{each.target}.plan"
+def _policies() -> list[Path]:
+    return sorted(POLICIES.glob("*/config.pbtxt"))
 
 
 def _memory(engines: Engines, folder: Path) -> dict[str, Any]:
@@ -204,7 +190,7 @@ def _memory(engines: Engines, folder: Path) -> dict[str, Any]:
         "shared_memory_bytes": shared_memory(
             engines.family,
             engines.shapes,
-            engines.runtime,
+            engines.runtime.name,
             requests=limit("denoiser", "max_requests"),
             streams=limit("text_to_image_stream", "max_streams"),
             prompts=2 * limit("text_encoder", "max_requests") * limit("text_encoder", "max_prompt_bytes"),

@@ -14,6 +14,7 @@ from math import prod
 
 import numpy as np
 
+from engines.runtimes import runtime as engines_in
 from mmdit.contract import TEXT_ENCODERS, Signature, Tensor, components, dims_at, served_models
 from mmdit.family import Family
 from mmdit.shapes import ShapeSet, SizeRange
@@ -73,7 +74,7 @@ def shared_memory(
             + of((*picture.inputs, *picture.outputs))
         ),
     ]
-    if runtime == "onnxruntime":
+    if engines_in(runtime).python_backend:
         regions += [call(signature) for signature in engines.values()]
     return sum(MIB + _rounded(int(_SPARE * region)) for region in regions)
 

@@ -1,11 +1,11 @@
 """Step times that a repository may carry: what the step scheduler would decide wrongly by is refused."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mmdit.errors import RepositoryError
 from mmdit.family import Family
 from mmdit.step_times import StepTimes
-from serve.compatibility import Plan
 
 
 def check_step_times(tables: Iterable[StepTimes], family: Family) -> None:
@@ -23,9 +23,9 @@ def check_step_times(tables: Iterable[StepTimes], family: Family) -> None:
             )
 
 
-def measured_elsewhere(tables: Iterable[StepTimes], plans: Sequence[Plan]) -> list[str]:
+def measured_elsewhere(tables: Iterable[StepTimes], plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning for each GPU that step times were measured on, where plans were built on another."""
-    built = {plan.gpu for plan in plans}
+    built = {plan["gpu"] for plan in plans}
     return [
         f"step times measured on {gpu}, and the plans were built on {', '.join(sorted(built - {gpu}))}: "
         "calls may be shared where it does not pay there"

@@ -12,16 +12,16 @@ from mmdit.contract import Shape, Signature, dims_at
 from mmdit.shapes import ShapeSet
 
 
-def calls(signature: Signature, shapes: ShapeSet, runtime: str) -> list[dict[str, Shape]]:
+def calls(signature: Signature, shapes: ShapeSet, row_by_row: bool) -> list[dict[str, Shape]]:
     """An engine's calls, each the shapes of its inputs by name, rows first; ten at most, for `buckets-1mp`.
 
-    Triton's Python backend gets the rows of a call one by one, so that with ONNX Runtime there are none with
-    the most: they would be the same call again.
+    With `row_by_row` Triton hands the rows of a call over one by one (its Python backend does), and there are
+    none with the most: they would be the same call again.
     """
     lone = shapes.ranges[0].opt_rows
     found = []
     for each in shapes.ranges:
-        for rows in (lone, each.max_rows) if runtime == "tensorrt" else (lone,):
+        for rows in (lone, each.max_rows) if not row_by_row else (lone,):
             taken = min(rows, signature.max_rows)
             call = {tensor.name: (taken, *dims_at(tensor, each.opt)) for tensor in signature.inputs}
             if call not in found:

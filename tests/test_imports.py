@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "pages": set(),
     "export": {"mmdit", "pages"},
     "engines": {"mmdit"},
-    "serve": {"mmdit"},
+    "serve": {"mmdit", "engines"},
 }
 # What is known, until it is put right: the preview's file name, and the captions that rank groups of layers.
 KNOWN = {

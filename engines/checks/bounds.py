@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 
 from engines.checks.graph import load
-from engines.session import session
+from engines.onnxruntime.session import session
 from engines.source import Source
 from mmdit.contract import Signature, bounds, dims_at, dims_vary
 from mmdit.errors import EngineError
-from mmdit.family import Family
+from mmdit.samples import random_inputs
 from mmdit.shapes import ShapeSet, Size
 
 RUNNABLE = 10**12  # parameters × rows × positions of a call: at most a minute or two on two cores
-_TOKEN_IDS = 8  # every vocabulary has as many
 
 
 def check_bounds(
-    source: Source, signature: Signature, shapes: ShapeSet, family: Family, loaded: Any = None
+    source: Source, signature: Signature, shapes: ShapeSet, loaded: Any = None
 ) -> dict[str, Any]:
     """Hold a graph against the contract at the bounds of every profile; returns findings: how, and where.
 
@@ -38,7 +37,13 @@ def check_bounds(
     for rows, size in points:
         try:
             if runs:
-                _run(loaded, signature, _random_inputs(signature, family, rows, size), rows, size)
+                _run(
+                    loaded,
+                    signature,
+                    random_inputs(signature, rows, size, np.random.default_rng(0)),
+                    rows,
+                    size,
+                )
             else:
                 _tell(model, signature, rows, size)
         except EngineError as error:
@@ -93,18 +98,3 @@ def _run(loaded: Any, signature: Signature, inputs: dict[str, Any], rows: int, s
                 f"output {tensor.name!r} holds values that are not finite for random inputs: look for an "
                 "overflow in the export's report"
             )
-
-
-def _random_inputs(signature: Signature, family: Family, rows: int, size: Size) -> dict[str, Any]:
-    generator = np.random.default_rng(0)
-    inputs = {}
-    for tensor in signature.inputs:
-        shape = (rows, *dims_at(tensor, size))
-        if tensor.name == "input_ids":
-            values: Any = generator.integers(0, _TOKEN_IDS, shape)
-        elif tensor.name == "timestep":
-            values = generator.uniform(0, family.train_timesteps, shape)
-        else:
-            values = generator.standard_normal(shape)
-        inputs[tensor.name] = values.astype(tensor.dtype.numpy)
-    return inputs

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from engines.forecast.model_costs import ModelCosts
-from engines.plans.options import Options
 from engines.table import table
+from engines.tensorrt.options import Options
 from mmdit.contract import COMPONENTS, Precision, bounds, components
 from mmdit.errors import EngineError
 from mmdit.gpus import CARDS, GB

@@ -95,9 +95,9 @@ def test_a_graph_that_fails_at_one_size_alone_is_found(how, way, family, tmp_pat
     graph = source(tmp_path, patches(how))
     points = [{"rows": rows, "size": list(EVEN)} for rows in (1, 2)]
     key = "ran_at" if way == "run" else "dims_told_at"
-    assert check_bounds(graph, SIGNATURE, sizes(EVEN), family) == {key: points}
+    assert check_bounds(graph, SIGNATURE, sizes(EVEN)) == {key: points}
     with pytest.raises(EngineError, match=f"^mmdit: .*/{how}.*, at 1 rows of 80×112 pixels$"):
-        check_bounds(graph, SIGNATURE, sizes(EVEN, ODD), family)
+        check_bounds(graph, SIGNATURE, sizes(EVEN, ODD))
 
 
 def test_an_output_of_other_dims_than_the_contracts_is_found(way, family, tmp_path):
@@ -116,7 +116,7 @@ def test_an_output_of_other_dims_than_the_contracts_is_found(way, family, tmp_pa
     with pytest.raises(
         EngineError, match=r"output 'velocity' is .*\[2, 4, 8, 16\], expected .*\[1, 4, 8, 16\]"
     ):
-        check_bounds(source(tmp_path, graph), SIGNATURE, sizes(EVEN), family)
+        check_bounds(source(tmp_path, graph), SIGNATURE, sizes(EVEN))
 
 
 def test_dims_that_depend_on_values_are_refused():
@@ -144,6 +144,5 @@ def test_the_miniatures_dims_are_told_at_every_bound(component, precision, build
         Source(component, precision, folder, read_manifest(folder)),
         components(family, shapes)[component],
         shapes,
-        family,
     )
     assert len(found["dims_told_at"]) >= 3

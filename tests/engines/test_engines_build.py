@@ -9,8 +9,8 @@ from tensorrt_stand_in import SHAPES, bindings
 from tiny_model import FAMILY, save_source
 
 from engines.engine import Build, engine
-from engines.plans.options import Options
 from engines.source import Source
+from engines.tensorrt.options import Options
 from mmdit import artifact
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import Precision

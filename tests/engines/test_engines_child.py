@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.plans.child import in_child
-from engines.plans.monitor import interrupted_gently
+from engines.tensorrt.child import in_child
+from engines.tensorrt.monitor import interrupted_gently
 from mmdit.errors import ArtifactError, EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def test_an_interrupt_lets_the_child_end_by_itself_before_the_command_ends(
     code = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
         "from pathlib import Path; from mmdit.errors import run_command\n"
-        "from engines.plans.child import in_child\n"
+        "from engines.tensorrt.child import in_child\n"
         "from test_engines_child import waits_for_an_interrupt\n"
         f"run_command(lambda: in_child('t5', waits_for_an_interrupt, Path({str(marker)!r})))\n"
     )
@@ -135,7 +135,7 @@ def test_a_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     code = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
-        "from pathlib import Path; from engines.plans.child import in_child\n"
+        "from pathlib import Path; from engines.tensorrt.child import in_child\n"
         "from test_engines_child import tells_who_it_is\n"
         f"in_child('t5', tells_who_it_is, Path({str(marker)!r}))\n"
     )

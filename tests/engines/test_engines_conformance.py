@@ -33,8 +33,8 @@ _CLASSES = {
 }
 # Variables of those names that hold something else: (file, variable).
 _OTHERS = {
-    ("engines/plans/plan_from_onnx.py", "profile"),  # Polygraphy's
-    ("engines/plans/plan_from_onnx.py", "cache"),  # a TimingCache
+    ("engines/tensorrt/plan_from_onnx.py", "profile"),  # Polygraphy's
+    ("engines/tensorrt/plan_from_onnx.py", "cache"),  # a TimingCache
     ("mmdit/target.py", "tensorrt"),  # a version
 }
 _FOR_TENSORRT = re.compile(r"import tensorrt|backend\.trt|timing_cache\b|IProgressMonitor")
@@ -134,9 +134,9 @@ def test_every_name_and_keyword_that_we_use_is_there(told: dict[str, Any]) -> No
 
 def test_the_files_that_build_run_and_refit_are_looked_at(told: dict[str, Any]) -> None:
     for file in (
-        "engines/plans/plan_from_onnx",
-        "engines/plans/refit",
-        "engines/plans/monitor",
+        "engines/tensorrt/plan_from_onnx",
+        "engines/tensorrt/refit",
+        "engines/tensorrt/monitor",
         "measure/plan",
     ):
         assert told["used"][f"{file}.py"] > 0

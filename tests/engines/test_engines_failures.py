@@ -5,7 +5,7 @@ The messages are shaped as users report them in public issue threads.
 
 import pytest
 
-from engines.plans.failures import CAUSES, way_out
+from engines.tensorrt.failures import CAUSES, way_out
 
 ALLOCATOR = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
 AUTOTUNING = (

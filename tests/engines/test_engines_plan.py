@@ -17,9 +17,9 @@ import pytest
 from tensorrt_stand_in import VERSIONS, Stage, real_bindings, told_by
 from tiny_model import FAMILY, SIGNATURES, save_source
 
-from engines.plans.options import Options
-from engines.plans.plan_from_onnx import plan_from_onnx
 from engines.source import Source
+from engines.tensorrt.options import Options
+from engines.tensorrt.plan_from_onnx import plan_from_onnx
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import Precision
 from mmdit.errors import EngineError

@@ -15,8 +15,8 @@ from engines.forecast.planner import (
     plan_build,
     plan_table,
 )
-from engines.plans.options import Options
 from engines.source import sources
+from engines.tensorrt.options import Options
 from mmdit.contract import Precision
 from mmdit.errors import EngineError
 from mmdit.gpus import CARDS, GB

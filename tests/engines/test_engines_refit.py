@@ -9,12 +9,12 @@ import pytest
 from tensorrt_stand_in import SHAPES, VERSIONS, Stage, real_bindings, told_by
 from tiny_model import FAMILY, SIGNATURES, save_source, tiny_graph
 
-import engines.engine as engine_module
-import engines.plans.refit as refit_module
+import engines.tensorrt.plan_from_onnx as plan_module
+import engines.tensorrt.refit as refit_module
 from engines.engine import STRIPPED, Build, engine
-from engines.plans.options import Options
-from engines.plans.refit import plan_from_stripped, refit
 from engines.source import Source
+from engines.tensorrt.options import Options
+from engines.tensorrt.refit import plan_from_stripped, refit
 from mmdit import artifact
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import Precision
@@ -110,7 +110,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Buil
             else {"engine_bytes": file.stat().st_size}
         )
 
-    monkeypatch.setattr(engine_module, "in_child", built)
+    monkeypatch.setattr(plan_module, "in_child", built)
     monkeypatch.setattr(refit_module, "in_child", built)
 
     def made(strip: bool = False, gpu: Gpu | None = H100, tensorrt: str = TENSORRT) -> Build:

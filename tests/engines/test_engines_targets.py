@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from tiny_model import ROOT, engines
 
-import engines.engine as engine_module
+import engines.tensorrt.plan_from_onnx as plan_module
 from mmdit import target
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import COMPONENTS, Precision
@@ -114,7 +114,7 @@ def test_a_gpu_without_fp8_gets_fp16_engines_and_a_warning(
 
     monkeypatch.setattr(target, "find_gpu", lambda: A10)
     monkeypatch.setattr(target, "tensorrt_version", lambda: TENSORRT)
-    monkeypatch.setattr(engine_module, "in_child", plan)
+    monkeypatch.setattr(plan_module, "in_child", plan)
     engines(tiny_build, "--target", "auto", "--precision", "fp8")
     printed = capsys.readouterr()
     assert "warning: sm86 has no FP8" in printed.err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.plans.timing_cache import TimingCache
+from engines.tensorrt.timing_cache import TimingCache
 
 
 class Timings:

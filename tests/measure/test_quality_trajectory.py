@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.runner import Run
+from engines.runtimes import Run
 from mmdit.contract import Precision
 from quality import measurement, trajectory
 from quality.comparison import compared

@@ -9,13 +9,14 @@ import pytest
 from stand_in_plans import write_engines
 from tensorrt_stand_in import libnvinfer
 
+from engines.tensorrt import server_settings
+from engines.tensorrt.compatibility import Plan, built_elsewhere, check_together, loadable
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import Precision
 from mmdit.errors import ArtifactError, RepositoryError, ServerError
 from mmdit.shapes import shape_set
 from mmdit.target import Gpu
 from serve import launcher
-from serve.compatibility import Plan, built_elsewhere, check_together, loadable
 from serve.engine_set import Engines
 from serve.installation import Installation, find_installation
 from serve.launcher import Server
@@ -71,7 +72,7 @@ def triton(tmp_path, monkeypatch) -> Path:
     binary.write_text(f'#!/bin/sh\nenv > {folder}/environment\nprintf "%s\\n" "$@" > {folder}/arguments\n')
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", f"{binary.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(launcher, "find_gpu", lambda: replace(H100, name="a card of hopper"))
+    monkeypatch.setattr(server_settings, "find_gpu", lambda: replace(H100, name="a card of hopper"))
     return folder
 
 
@@ -170,7 +171,7 @@ def test_a_plan_of_another_gpu_of_the_same_capability_is_served_with_a_warning(
     hopper, triton, monkeypatch, capsys
 ):
     """An H200 loads what an H100 built; an L4 what an L40S did."""
-    monkeypatch.setattr(launcher, "find_gpu", lambda: H100)
+    monkeypatch.setattr(server_settings, "find_gpu", lambda: H100)
     started(packaged(hopper), triton)
     assert (
         "warning: " in (error := capsys.readouterr().err)
@@ -215,9 +216,9 @@ def test_the_launcher_refuses_another_tensorrt_another_gpu_and_none(hopper, trit
         repository, triton, ServerError, r"clip_l/1/model\.plan was built with TensorRT 11\.4\.0\.106"
     )
     library.write_bytes(libnvinfer(110400))
-    monkeypatch.setattr(launcher, "find_gpu", lambda: L40S)
+    monkeypatch.setattr(server_settings, "find_gpu", lambda: L40S)
     not_started(repository, triton, ServerError, "NVIDIA L40S has compute capability 8.9")
-    monkeypatch.setattr(launcher, "find_gpu", lambda: None)
+    monkeypatch.setattr(server_settings, "find_gpu", lambda: None)
     not_started(repository, triton, ServerError, "no NVIDIA GPU was found")
 
 

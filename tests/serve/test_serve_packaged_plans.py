@@ -6,11 +6,11 @@ import shutil
 import pytest
 from stand_in_plans import packaged, write_engines
 
+from engines.tensorrt.compatibility import Plan
 from mmdit.artifact import Layout, read_manifest
 from mmdit.contract import COMPONENTS, Precision
 from mmdit.errors import ArtifactError, RepositoryError
 from mmdit.shapes import shape_set
-from serve.compatibility import Plan
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 """An ONNX file in ONNX Runtime, on the CPU."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engines.runtimes import Array, Run
+from engines.source import MODEL
+from mmdit.artifact import Manifest
 from mmdit.contract import Precision
 from mmdit.errors import EngineError
 
@@ -25,3 +30,23 @@ def session(onnx_file: Path, component: str, precision: Precision) -> Any:
     except Exception as error:  # its exceptions share no base but Exception
         reason = " ".join(str(error).split())
         raise EngineError(f"{component}: ONNX Runtime cannot load {onnx_file}: {reason}") from error
+
+
+@contextlib.contextmanager
+def opened(folder: Path, manifest: Manifest) -> Iterator[Run]:
+    """Load the ONNX file in `folder`; raises EngineError when it cannot be loaded or run."""
+    file, component = folder / MODEL, manifest.settings["component"]
+    loaded = [session(file, component, Precision(manifest.settings["precision"]))]
+    names = [tensor.name for tensor in loaded[0].get_outputs()]
+
+    def run(inputs: dict[str, Array]) -> dict[str, Array]:
+        try:
+            return dict(zip(names, loaded[0].run(names, inputs), strict=True))
+        except Exception as error:  # its exceptions share no base but Exception
+            reason = " ".join(str(error).split())
+            raise EngineError(f"{component}: ONNX Runtime cannot run {file}: {reason}") from error
+
+    try:
+        yield run
+    finally:
+        loaded.clear()  # the caller may keep `run`

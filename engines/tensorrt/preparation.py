@@ -26,8 +26,9 @@ from mmdit.shapes import tokens
 def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
     """Check a model's ONNX files, profiles and memory for a TensorRT target, and print what was seen.
 
-    Returns findings by component, for the engines' manifests. Raises ArtifactError, ContractError or
-    EngineError for what would break in the build or later.
+    Where the plans cannot be built here, print how to build them elsewhere. Returns findings by component,
+    for the engines' manifests. Raises ArtifactError, ContractError or EngineError for what would break in the
+    build or later.
     """
     signatures = components(build.family, build.shapes)
     check_profiles(build.family, build.shapes)
@@ -40,7 +41,7 @@ def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
             signature = signatures[source.component]
             check_unchanged(source)
             ready = check_ready(source, signature)
-            ran = check_bounds(source, signature, build.shapes, build.family)
+            ran = check_bounds(source, signature, build.shapes)
             findings[source.component] = {"readiness": ready, "profiles": ran}
             told += [f"{source.component}: {warning}" for warning in warnings(source.manifest)]
             places = sum(rule["places"] for rule in ready.values())
@@ -67,6 +68,8 @@ def prepare(found: Sequence[Source], build: Build) -> dict[str, dict[str, Any]]:
     told += _check_memory(plan, build, stale)
     for warning in told:
         print(f"warning: {warning}", file=sys.stderr)
+    if build.target.missing:
+        print(f"\n{_how_to_go_on(build, mmdit.precision)}")
     return findings
 
 
@@ -113,7 +116,7 @@ def _check_memory(plan: MemoryPlan, build: Build, stale: Sequence[str]) -> list[
     return []
 
 
-def how_to_go_on(build: Build, precision: Precision) -> str:
+def _how_to_go_on(build: Build, precision: Precision) -> str:
     """The commands that build what was prepared here on a machine with the GPU."""
     name, target = build.layout.name, build.target.name
     folders = " and ".join(

@@ -14,7 +14,7 @@ class Options:
     - `tf32` is for what the export left in FP32: those islands need FP32's range, and a product in TF32 keeps
       it, with the mantissa of FP16.
     - `strip` leaves the weights out of the plan, a few per cent of its size, for object storage;
-      `engines.plans.refit` puts them back on the GPU's machine. No server can run a stripped plan.
+      `engines.tensorrt.refit` puts them back on the GPU's machine. No server can run a stripped plan.
     - `weight_streaming` keeps weights in the machine's memory and streams them, for a card with too little of
       its own. Triton's TensorRT backend sets no budget for it and loads all of them: it helps
       `engines.runner` alone.

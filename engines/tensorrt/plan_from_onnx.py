@@ -10,18 +10,40 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines.plans.failures import explained
-from engines.plans.monitor import interrupted_gently, monitor
-from engines.plans.options import Options
-from engines.plans.timing_cache import TimingCache
+from engines.engine import Build
+from engines.runtimes import RUNTIMES
 from engines.source import Source
-from mmdit.contract import Dtype, Profile, Signature, profiles
+from engines.tensorrt.child import in_child
+from engines.tensorrt.failures import explained
+from engines.tensorrt.monitor import interrupted_gently, monitor
+from engines.tensorrt.options import Options
+from engines.tensorrt.timing_cache import TimingCache
+from mmdit.contract import Dtype, Profile, Signature, components, profiles
 from mmdit.errors import EngineError
 from mmdit.progress import Progress
 from mmdit.shapes import ShapeSet
 from mmdit.target import Gpu
 
+PLAN = RUNTIMES["tensorrt"].file
 _DTYPES = {Dtype.FP16: "HALF", Dtype.FP32: "FLOAT", Dtype.INT64: "INT64"}
+
+
+def plan_in_child(source: Source, folder: Path, job: Build) -> dict[str, Any]:
+    """Build a component's plan into `folder` in a child process; returns findings. Raises EngineError."""
+    assert job.gpu is not None  # resolve() gives no TensorRT target without one
+    findings = in_child(
+        source.component,
+        plan_from_onnx,
+        source,
+        folder / PLAN,
+        signature=components(job.family, job.shapes)[source.component],
+        shapes=job.shapes,
+        options=job.options,
+        timing_caches=job.layout.root.parent / "timing-caches",
+        gpu=job.gpu,
+    )
+    _check_size(source.component, folder / PLAN, findings)
+    return findings
 
 
 def plan_from_onnx(
@@ -41,7 +63,7 @@ def plan_from_onnx(
     that it can be and that its tensors are the contract's. Returns findings: bytes, seconds. Raises
     EngineError, with TensorRT's own words.
 
-    It takes the whole machine's memory for itself: call it through `engines.plans.child`.
+    It takes the whole machine's memory for itself: call it through `engines.tensorrt.child`.
     """
     # CUDA numbers GPUs by speed unless told otherwise, NVML (which found `gpu`) by bus.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -108,6 +130,15 @@ def _build(
         serialized = EngineBytesFromNetwork((builder, network, parser), config)()
         cache.save(config)
     return serialized
+
+
+def _check_size(component: str, plan: Path, findings: dict[str, Any]) -> None:
+    size = plan.stat().st_size if plan.exists() else 0
+    if not size or size != findings["engine_bytes"]:
+        raise EngineError(
+            f"{component}: {plan.name} holds {size} bytes, and {findings['engine_bytes']} were built: it was "
+            "cut off or changed meanwhile; build it again"
+        )
 
 
 def write_whole(plan: Path, serialized: Any) -> None:

@@ -38,7 +38,7 @@ def in_child(component: str, function: Callable[..., T], *arguments: Any, **keyw
     call = pickle.dumps((function, arguments, keywords))
     paths = [path or os.getcwd() for path in sys.path]
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", "engines.plans.child"],
+        [sys.executable, "-P", "-m", "engines.tensorrt.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

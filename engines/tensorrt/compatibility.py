@@ -4,12 +4,13 @@ A plan is bound to the GPU's compute capability and to the TensorRT that built i
 after minutes, in words of the deserializer; here it is said before it starts, with the way out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from mmdit.artifact import Manifest, fingerprint, shown
+from engines.intact import check_whole
+from mmdit.artifact import Manifest, shown
 from mmdit.errors import ArtifactError, RepositoryError, ServerError
 from mmdit.target import Gpu, resolve
 
@@ -82,25 +83,6 @@ def plan_of(folder: Path, manifest: Manifest, target: str, file: str, model: str
         driver=manifest.findings.get("driver", "unknown"),
         made_from=manifest.made_from,
     )
-
-
-def check_whole(
-    folder: Path, files: Mapping[str, str], sizes: Mapping[str, int | None], way_out: str
-) -> None:
-    """Raise ArtifactError naming the first of `files` (path below `folder` → SHA-256) that is another.
-
-    Those whose size in bytes is known are looked at first, since hashing gigabytes takes its time.
-    """
-    for name in files:
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{shown(path)} is gone: {way_out}")
-        size, expected = path.stat().st_size, sizes.get(name)
-        if expected not in (None, size):
-            raise ArtifactError(f"{shown(path)} has {size:,} bytes, expected {expected:,}: {way_out}")
-    for name, found in fingerprint([folder / name for name in files], folder).items():
-        if found != files[name]:
-            raise ArtifactError(f"{shown(folder / name)} changed after it was written: {way_out}")
 
 
 def check_together(plans: Iterable[Plan]) -> None:

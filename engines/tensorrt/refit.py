@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from engines.engine import PLAN, STRIPPED, Build
-from engines.plans.child import in_child
-from engines.plans.failures import explained
-from engines.plans.plan_from_onnx import found_on, read_back, write_whole
+from engines.engine import STRIPPED, Build
 from engines.source import Source, check_unchanged
+from engines.tensorrt.child import in_child
+from engines.tensorrt.failures import explained
+from engines.tensorrt.plan_from_onnx import PLAN, found_on, read_back, write_whole
 from mmdit.artifact import Manifest, require, sha256, whole
 from mmdit.contract import Signature, components
 from mmdit.errors import ArtifactError, EngineError
@@ -60,7 +60,7 @@ def refit(source: Source, build: Build) -> Path:
 def plan_from_stripped(source: Source, stripped: Path, plan: Path, signature: Signature) -> dict[str, Any]:
     """Write the plan that `stripped` is with the weights of `source`; give what it says of itself.
 
-    Raises EngineError, with TensorRT's own words. Call it through `engines.plans.child`.
+    Raises EngineError, with TensorRT's own words. Call it through `engines.tensorrt.child`.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     with explained(source.component, "built no full plan"):
