@@ -25,7 +25,7 @@ def number(value: float | list[float] | None) -> str:
         return ""
     if isinstance(value, list):
         return " to ".join(number(each) for each in value)
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def size(count: float) -> str:

@@ -63,6 +63,7 @@ def test_a_changed_template_makes_the_report_again():
         (1_234_567, "1,234,567"),
         (3.0, "3"),
         (0.012345, "0.01235"),
+        (float("inf"), "inf"),
         ([1.0, 2.5], "1 to 2.5"),
     ],
 )
