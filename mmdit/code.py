@@ -31,7 +31,8 @@ def code_of(*functions: Callable[..., Any], root: Path = ROOT) -> dict[str, str]
         code: CodeType = function.__code__
         path = Path(code.co_filename).resolve()
         text, imported = _used_in(path, code.co_firstlineno, code.co_name, root)
-        found[f"{path.relative_to(root)}:{function.__qualname__}"] = _sha256(text.encode())
+        place = path.relative_to(root) if path.is_relative_to(root) else path.name  # a runtime from elsewhere
+        found[f"{place}:{function.__qualname__}"] = _sha256(text.encode())
         modules |= imported
     closure = _closure(modules, root)
     for path in closure | _data_files(closure):
