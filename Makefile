@@ -178,7 +178,7 @@ train: $(READY) ## train the miniature for MINUTES in training/; resumes where i
 test: $(READY) ## run all tests, on two cores
 	@$(RUN) tests/halves.py
 
-test-fast: $(READY) ## run the tests that need no server, training or subprocess, in under two minutes
+test-fast: $(READY) ## run the tests that need no server, training or subprocess: four minutes
 	@$(RUN) tests/halves.py -m "not slow"
 
 lint: $(READY) ## check format, lint and types
