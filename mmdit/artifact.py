@@ -33,10 +33,9 @@ _CHUNK = 1 << 22
 class Manifest(BaseModel):
     """What lies beside an artifact.
 
-    `made_from` names inputs and their SHA-256; `code` the code that made it (`mmdit.code.code_of`);
-    `files` the artifact's own; `checkpoint` is the
-    fingerprint of the whole checkpoint, equal in all artifacts that belong together; `findings` what
-    the stage measured or decided, which is no reason to rebuild.
+    `made_from` names inputs and their SHA-256; `files` the artifact's own; `code` the code that made it
+    (`mmdit.code.code_of`); `checkpoint` is the fingerprint of the whole checkpoint, equal in all artifacts
+    that belong together; `findings` what the stage measured or decided, which is no reason to rebuild.
     """
 
     model_config = ConfigDict(extra="forbid")

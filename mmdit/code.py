@@ -35,7 +35,7 @@ def code_of(*functions: Callable[..., Any], root: Path = ROOT) -> dict[str, str]
         found[f"{place}:{function.__qualname__}"] = _sha256(text.encode())
         modules |= imported
     closure = _closure(modules, root)
-    for path in closure | _data_files(closure):
+    for path in closure | _data_files(closure, root):
         found[str(path.relative_to(root))] = _sha256(path.read_bytes())
     return dict(sorted(found.items()))
 
@@ -154,7 +154,7 @@ def _files(folder: Path, module: str) -> Iterator[Path]:
         yield file
 
 
-def _data_files(modules: set[Path]) -> set[Path]:
+def _data_files(modules: set[Path], root: Path) -> set[Path]:
     """The files that the modules, or such files themselves, name in quotes and that lie beside a module."""
     folders = {path.parent for path in modules}
     found: set[Path] = set()
@@ -163,11 +163,13 @@ def _data_files(modules: set[Path]) -> set[Path]:
         text = waiting.pop().read_text(encoding="utf-8", errors="replace")
         for name in set(_QUOTED.findall(text)):
             for folder in folders:
-                path = folder / name
-                if path not in found and path.suffix and path.is_file():
+                path = (
+                    folder / name
+                ).resolve()  # a name may lead out of the checkout, which is no code of ours
+                if path not in found and path.suffix and path.is_relative_to(root) and path.is_file():
                     found.add(path)
                     waiting.append(path)
-    return {path.resolve() for path in found}
+    return found
 
 
 def _sha256(content: bytes) -> str:

@@ -2,17 +2,21 @@
 
     python tests/halves.py [options of pytest, such as -m "not slow"]
 
-What pytest says comes as each half ends, then the slowest tests of both, and one line that sums up.
+Lines of progress come at once, each with its half's number. What else pytest says comes when both have ended,
+then the slowest tests of both, and one line that sums up.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
+from typing import IO
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).resolve().parent
@@ -22,7 +26,17 @@ HALVES = (
     sorted(path.name for path in TESTS.iterdir() if path.is_dir() and path.name not in SERVING),
 )
 SLOWEST = 25
+PROGRESS = re.compile(r"[.FEsxX]+ *\[ *\d+%\]$")  # pytest's line of a dot a test
 NOTHING_RAN = 5  # pytest's status when a half has no test of those asked for
+
+
+def follow(output: IO[str], number: int, kept: list[str]) -> None:
+    """Print a half's lines of progress as they come, and keep the others."""
+    for line in output:
+        if PROGRESS.match(line):
+            print(f"half {number}: {line}", end="", flush=True)
+        else:
+            kept.append(line)
 
 
 def counts(report: Path) -> Counter[str]:
@@ -50,28 +64,31 @@ def main(options: list[str], halves: Iterable[Iterable[str]] = HALVES) -> int:
     """Run both halves; returns 0 when all tests passed, else the first status that says why not."""
     began = monotonic()
     # Two threads of the same computation would wait for the other half's.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory() as folder:
         running = []
-        for number, half in enumerate(halves):
+        for number, half in enumerate(halves, start=1):
             report = Path(folder) / f"{number}.xml"
             command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}"]
-            log = report.with_suffix(".log").open("w+")
             process = subprocess.Popen(
                 [*command, *(str(TESTS / each) for each in half)],
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                text=True,
                 cwd=TESTS.parent,
                 env=environment,
             )
-            running.append((process, log, report))
+            kept: list[str] = []
+            follower = threading.Thread(target=follow, args=(process.stdout, number, kept))
+            follower.start()
+            running.append((process, follower, kept, report))
         statuses = []
-        for process, log, _ in running:
+        for process, follower, kept, _ in running:
             statuses.append(process.wait())
-            with log:
-                log.seek(0)
-                print(log.read(), flush=True)
-        reports = [report for _, _, report in running if report.exists()]
+            follower.join()
+            process.stdout.close()
+            print("".join(kept), flush=True)
+        reports = [report for *_, report in running if report.exists()]
         print(f"the {SLOWEST} slowest, with setup and teardown:")
         for seconds, name in slowest(reports, SLOWEST):
             print(f"{seconds:8.2f}s  {name}")

@@ -37,6 +37,7 @@ def test_the_last_line_sums_up(one, other, status, line, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1].startswith(line)
     assert printed.count("::test_") >= 2
+    assert {line[:7] for line in printed.splitlines() if line.endswith("[100%]")} == {"half 1:", "half 2:"}
 
 
 def test_a_half_that_cannot_be_collected_fails_the_whole(tmp_path, capsys):

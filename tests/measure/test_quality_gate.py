@@ -84,6 +84,11 @@ def test_the_miniatures_fp8_engines_pass(judged):
     assert figures["ssim_mean"]["bound"] == 0.97
 
 
+def test_the_gates_key_covers_the_runtime_that_is_loaded_by_its_name(judged):
+    """An import by name is not in any source: the gate adds its runtime's function."""
+    assert "engines/onnxruntime/session.py" in read_manifest(judged.quality("cpu")).code
+
+
 def test_the_floors_pictures_are_those_that_are_served(judged, miniature):
     """FP32's pictures are diffusers' own, from the same seeds: PSNR of 50 dB or more. Measured: equal."""
     import torch

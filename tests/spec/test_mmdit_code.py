@@ -88,6 +88,16 @@ def test_editing_what_a_stage_does_not_use_keeps_its_key(tree, file, old, new):
     assert key_of(tree) == before
 
 
+def test_a_file_outside_the_checkout_is_not_part_of_a_key(tree):
+    """A module may name any file of the machine."""
+    outside = tree.parent / "outside.toml"
+    outside.write_text("c = 1\n")
+    before = key_of(tree)
+    used = tree / "lib/used.py"
+    used.write_text(used.read_text() + f"OTHER = {str(outside)!r}, '../../outside.toml'\n")
+    assert key_of(tree).keys() == before.keys()
+
+
 @pytest.fixture(scope="module")
 def artifacts(build, fp8_repository, fp16_repository) -> dict[str, Path]:
     """Every kind of artifact that the miniature's build has, by a name for the test."""
@@ -145,6 +155,13 @@ print(json.dumps(loaded))
     for name, loaded in json.loads(ended.stdout.splitlines()[-1]).items():
         paths = {str(Path(file).relative_to(ROOT)) for file in loaded}
         assert paths <= codes[name].keys(), (name, paths - codes[name].keys())
+
+
+def test_a_key_covers_the_runtime_that_is_loaded_by_its_name(artifacts):
+    """An import by name is not in any source: the packager adds its runtime's function."""
+    files = ("__init__.py:triton_config", "model_files.py", "triton_model.py")
+    runtime = {f"engines/onnxruntime/{file}" for file in files}
+    assert runtime <= read_manifest(artifacts["repository"]).code.keys()
 
 
 def remakes(
