@@ -33,7 +33,7 @@ def test_the_last_line_sums_up(one, other, status, line, tmp_path, capsys):
         path = tmp_path / f"test_{name}.py"
         path.write_text(f"def test_{name}():\n    {body}\n")
         paths.append([str(path)])
-    assert main(["-p", "no:cacheprovider"], paths) == status
+    assert main(["-q", "-p", "no:cacheprovider"], paths) == status
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1].startswith(line)
     assert printed.count("::test_") >= 2
